@@ -1,0 +1,283 @@
+//! The messages of the agent channel: CBOR maps with named fields. Fields may be added with a
+//! default (a new minor); nothing is renamed, removed or given another meaning within a major.
+
+use banger_model::{ByteString, ErrorCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::ProtocolVersion;
+
+/// What the host asks for when it opens a stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// First on every session. Answer: [`Reply::Hello`].
+    Hello(HostHello),
+    /// Run a command. In: stdin. Out, Err: its output. Messages: [`Control`] in;
+    /// [`Reply::Started`], then [`Reply::Exited`] out. When the stream is reset, or the session
+    /// ends, the process group gets SIGHUP and, two seconds later, SIGKILL.
+    Exec(ExecSpec),
+    /// Unpack a tar stream (In lane) below a directory. Answer: [`Reply::Done`].
+    Unpack(UnpackSpec),
+    /// Send a file or directory as a tar stream (Out lane). Answer: [`Reply::Done`].
+    Pack {
+        /// An absolute path.
+        path: ByteString,
+    },
+    /// Compare a workspace with a base listing (In lane: `git ls-tree -r -z`); the differences
+    /// come as [`super::scan`] records (Out lane). Answer: [`Reply::Scanned`].
+    Scan(ScanSpec),
+    /// Step the wall clock. Answer: [`Reply::Done`].
+    SetTime {
+        /// Nanoseconds since the Unix epoch.
+        unix_ns: i64,
+    },
+    /// Credit fresh random bytes to the kernel's pool. Answer: [`Reply::Done`].
+    AddEntropy {
+        /// At most 512 bytes.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// Bring the network up. Answer: [`Reply::Done`].
+    ConfigureNetwork(NetworkConfig),
+    /// Flush all file systems. Answer: [`Reply::Done`].
+    Sync,
+    /// Power off or reboot in good order. Answer: [`Reply::Done`] when it has begun.
+    Shutdown {
+        /// Which.
+        mode: ShutdownMode,
+    },
+}
+
+/// What the host may say within an exec stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Control {
+    /// Send a signal to the command's process group.
+    Signal {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The terminal's new size.
+    Resize(TermSize),
+}
+
+/// What the guest answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello(AgentHello),
+    /// The command runs.
+    Started {
+        /// Its process id in the guest.
+        pid: u32,
+    },
+    /// The command ended, or could not be run; all its output has been sent before this.
+    Exited(ExitStatus),
+    /// The request was carried out.
+    Done,
+    /// The scan is complete.
+    Scanned(ScanSummary),
+    /// The request failed.
+    Error {
+        /// The stable code.
+        code: ErrorCode,
+        /// One sentence.
+        message: String,
+    },
+}
+
+/// The host's introduction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostHello {
+    /// The version the host speaks.
+    pub version: ProtocolVersion,
+    /// The host's wall clock, nanoseconds since the Unix epoch; the agent steps the guest's clock
+    /// when it is more than a second away.
+    pub unix_ns: i64,
+    /// Fresh random bytes for the kernel's pool.
+    #[serde(with = "serde_bytes")]
+    pub entropy: Vec<u8>,
+}
+
+/// The agent's introduction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentHello {
+    /// The version the agent speaks.
+    pub version: ProtocolVersion,
+    /// The agent's build version.
+    pub agent: String,
+    /// What it can do: the snake-case names of requests it knows.
+    pub capabilities: Vec<String>,
+    /// `uname -r`.
+    pub kernel: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Who is PID 1.
+    pub init: InitKind,
+    /// Milliseconds since the guest kernel started.
+    pub uptime_ms: u64,
+}
+
+/// Who is PID 1 in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitKind {
+    /// The image's own init.
+    Image,
+    /// The agent.
+    Agent,
+}
+
+/// A command to run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Program and arguments as they are; no shell. Empty: the user's login shell.
+    pub argv: Vec<ByteString>,
+    /// Added to a clean base environment (PATH, HOME, USER, LOGNAME, SHELL, LANG, and TERM with a
+    /// terminal).
+    pub env: Vec<(ByteString, ByteString)>,
+    /// Working directory; the user's home when absent.
+    pub cwd: Option<ByteString>,
+    /// User name or numeric id; root when absent.
+    pub user: Option<String>,
+    /// A terminal of this size; then stderr is part of stdout.
+    pub tty: Option<TermSize>,
+    /// Whether stdin is passed on; else it is `/dev/null`.
+    pub stdin: bool,
+    /// The operation this belongs to, for the agent's log lines.
+    pub op_id: String,
+}
+
+/// A terminal's size in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct TermSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited by itself.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+    /// There is no such program (shells say 127).
+    NotFound(String),
+    /// The program cannot be executed, or its user or directory does not exist (shells say 126).
+    NotExecutable(String),
+}
+
+/// Where and how to unpack a tar stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnpackSpec {
+    /// An absolute directory; made when absent, with its parents.
+    pub dest: ByteString,
+    /// The directory must be empty or absent; else the request fails and nothing is written.
+    pub must_be_empty: bool,
+}
+
+/// What to scan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScanSpec {
+    /// The workspace's directory.
+    pub root: ByteString,
+    /// Hash of the object ids in the base listing: `sha1` or `sha256`.
+    pub object_format: String,
+    /// The scan fails when changed contents exceed this many bytes.
+    pub max_bytes: u64,
+}
+
+/// What a scan found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanSummary {
+    /// Records sent.
+    pub records: u64,
+    /// Bytes of contents sent.
+    pub bytes: u64,
+}
+
+/// The guest's side of a network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetworkConfig {
+    /// The device's MAC address, to find it by: `52:54:00:…`.
+    pub mac: String,
+    /// IPv4 address with prefix length, such as `10.0.2.15/24`.
+    pub address: String,
+    /// Default gateway.
+    pub gateway: String,
+    /// Name servers for `/etc/resolv.conf`.
+    pub dns: Vec<String>,
+    /// Largest IP packet, bytes.
+    pub mtu: u32,
+}
+
+/// How to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShutdownMode {
+    /// Power off.
+    PowerOff,
+    /// Boot again.
+    Reboot,
+}
+
+/// A message as CBOR.
+///
+/// # Errors
+/// Never for the types of this module; the serializer's sentence otherwise.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, String> {
+    let mut out = Vec::new();
+    ciborium::into_writer(message, &mut out).map_err(|e| e.to_string())?;
+    Ok(out)
+}
+
+/// A message from CBOR.
+///
+/// # Errors
+/// A sentence when the bytes are not such a message.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    ciborium::de::from_reader_with_recursion_limit(bytes, 16).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_and_unknown_fields_are_ignored() {
+        let exec = Request::Exec(ExecSpec {
+            argv: vec!["printf".into(), ByteString(vec![0xff, b'\n']), "".into()],
+            env: vec![("A".into(), "b c".into())],
+            cwd: None,
+            user: Some("root".into()),
+            tty: Some(TermSize { rows: 24, cols: 80 }),
+            stdin: true,
+            op_id: "op-000000000000".into(),
+        });
+        assert_eq!(decode::<Request>(&encode(&exec).unwrap()).unwrap(), exec);
+
+        #[derive(Serialize)]
+        struct NewerSpec<'a> {
+            dest: &'a ByteString,
+            must_be_empty: bool,
+            later: &'a str,
+        }
+        let newer = NewerSpec { dest: &"/x".into(), must_be_empty: true, later: "unknown" };
+        let older: UnpackSpec = decode(&encode(&newer).unwrap()).unwrap();
+        assert_eq!(older, UnpackSpec { dest: "/x".into(), must_be_empty: true });
+    }
+
+    #[test]
+    fn rubbish_is_an_error() {
+        assert!(decode::<Reply>(&[]).is_err());
+        assert!(decode::<Reply>(&[0xff; 100]).is_err());
+        assert!(decode::<Reply>(&[0x81; 1000]).is_err(), "deep nesting");
+    }
+}

@@ -1,0 +1,212 @@
+//! VMs: bodies of `/v1/vms…`.
+
+use banger_model::{
+    ByteString, Bytes, DriverChoice, GuestPath, ImageName, KernelName, Mib, NetworkMode, VmName, VmView,
+    WorkspaceMode,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::TermSize;
+
+/// `POST /v1/vms`: make a VM, and unless told otherwise start it and copy a repository in. All or
+/// nothing: when any part fails, no VM is left.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct CreateVm {
+    /// Name; generated when absent.
+    pub name: Option<VmName>,
+    /// Image; the default image when absent (built when it is not there).
+    pub image: Option<ImageName>,
+    /// Kernel; the default kernel when absent (pulled when it is not there).
+    pub kernel: Option<KernelName>,
+    /// Driver; `auto` when absent.
+    pub driver: Option<DriverChoice>,
+    /// Virtual CPUs.
+    pub vcpu: Option<u32>,
+    /// Memory, MiB.
+    pub memory: Option<Mib>,
+    /// Size of the writable system disk, bytes.
+    pub disk_size: Option<Bytes>,
+    /// Network; `user` when absent.
+    pub network: Option<NetworkMode>,
+    /// Masquerade for it (bridge mode only).
+    pub nat: bool,
+    /// Let the guest reach the host's own services.
+    pub host_access: bool,
+    /// Make it, but do not start it.
+    pub no_start: bool,
+    /// The VM belongs to this connection: the daemon keeps the event stream open after `result`,
+    /// and deletes the VM when the client closes it.
+    pub rm: bool,
+    /// A repository to copy in once it runs.
+    pub workspace: Option<PrepareRequest>,
+    /// Never restore a template.
+    pub cold: bool,
+}
+
+/// The result of [`CreateVm`] and of a start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct CreatedVm {
+    /// The VM.
+    #[serde(flatten)]
+    pub vm: VmView,
+    /// How long each step took.
+    pub timings: Vec<Timing>,
+}
+
+/// How long one step took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Timing {
+    /// The step's name.
+    pub step: String,
+    /// Milliseconds.
+    pub ms: f64,
+}
+
+/// `POST /v1/vms/{vm}/stop` and `/restart`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct StopVm {
+    /// How long the guest has to power off, milliseconds; 10 000 when absent. Its disks are
+    /// flushed before it is ended.
+    pub timeout_ms: Option<u64>,
+}
+
+/// `POST /v1/vms/{vm}/kill`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct KillVm {
+    /// The signal for the VMM, such as `TERM`; `KILL` when absent.
+    pub signal: Option<String>,
+}
+
+/// `POST /v1/vms/{vm}/exec`, upgraded to the [`crate::exec`] stream.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ExecRequest {
+    /// Program and arguments; empty: the user's login shell.
+    pub argv: Vec<ByteString>,
+    /// Environment, added to the guest's base environment.
+    pub env: Vec<(ByteString, ByteString)>,
+    /// Working directory; the workspace when the VM has one, else the user's home.
+    pub workdir: Option<ByteString>,
+    /// User name or id; root when absent.
+    pub user: Option<String>,
+    /// A terminal of this size.
+    pub tty: Option<TermSize>,
+    /// Whether stdin frames will come.
+    pub stdin: bool,
+    /// End the command after this many milliseconds.
+    pub timeout_ms: Option<u64>,
+}
+
+/// `POST /v1/vms/{vm}/workspace/prepare`, and `POST /v1/workspace/plan` for a dry run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PrepareRequest {
+    /// An absolute path in a git repository on the host.
+    pub path: ByteString,
+    /// How; `shallow_overlay` when absent.
+    #[serde(default)]
+    pub mode: Option<WorkspaceMode>,
+    /// Where to; `/root/repo` when absent.
+    #[serde(default)]
+    pub guest_path: Option<GuestPath>,
+    /// Check out a new branch of this name in the guest.
+    #[serde(default)]
+    pub branch: Option<String>,
+    /// Where that branch begins; HEAD when absent.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// Copy untracked files too (never ignored ones).
+    #[serde(default)]
+    pub include_untracked: bool,
+    /// Mount the copy read-only.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// What a prepare would copy, and what one did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct PreparePlan {
+    /// The repository's top directory.
+    pub source_path: ByteString,
+    /// Where it goes.
+    pub guest_path: GuestPath,
+    /// How.
+    pub mode: WorkspaceMode,
+    /// The recorded base.
+    pub base_commit: String,
+    /// The branch in the guest.
+    pub branch: Option<String>,
+    /// Commits of history that go along.
+    pub depth: u32,
+    /// Working-tree files, in order.
+    pub files: Vec<ByteString>,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Untracked files that stay behind.
+    pub skipped_untracked: u64,
+}
+
+/// `POST /v1/vms/{vm}/workspace/export`, answered by [`super::EXPORT`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportRequest {
+    /// Diff against this revision of the host repository instead of the recorded base.
+    pub base: Option<String>,
+    /// The workspace's path in the guest, when it is not the recorded one.
+    pub guest_path: Option<GuestPath>,
+    /// The most bytes of changed contents; 1 GiB when absent.
+    pub max_bytes: Option<u64>,
+}
+
+/// What an export found (CLI.md, `workspace export --json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ExportSummary {
+    /// The commit the patch applies to.
+    pub base_commit: String,
+    /// Whether there is anything.
+    pub has_changes: bool,
+    /// Each changed path.
+    pub files: Vec<FileChange>,
+    /// Length of the patch.
+    pub patch_bytes: u64,
+}
+
+/// One changed path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct FileChange {
+    /// The path, relative to the repository.
+    pub path: ByteString,
+    /// What happened to it.
+    pub change: ChangeKind,
+}
+
+/// What happened to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// New.
+    Added,
+    /// Other content.
+    Modified,
+    /// Gone.
+    Deleted,
+    /// A file became a link or the reverse.
+    Typechange,
+    /// Only the executable bit.
+    Mode,
+}
