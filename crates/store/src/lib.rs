@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Durable records in SQLite: VMs and image names.
+//!
+//! Owns the schema and every SQL statement. Must never store what is only true right now (pids,
+//! sockets, liveness), and never touch a database it does not understand.
+
+mod error;
+mod images;
+mod open;
+mod row;
+mod vms;
+
+pub use error::StoreError;
+pub use open::{SCHEMA_VERSION, Store};
