@@ -1,1 +1,14 @@
-//! Placeholder.
+//! Kernels, initramfs and root file systems: everything a VM boots from.
+//!
+//! Owns the files below `images/` and `kernels/` of a state directory, and a VM's system disk. Plain
+//! synchronous code. Must never keep names or references (the store does), nor start a VM.
+
+mod context;
+mod error;
+mod files;
+mod system_disk;
+
+pub use context::{Context, Progress};
+pub use error::ImageError;
+pub use files::{BuildSpec, BuiltImage, DEFAULT_RELEASE, ImageFiles};
+pub use system_disk::SystemDisk;
