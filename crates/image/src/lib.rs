@@ -6,6 +6,8 @@
 mod context;
 mod error;
 mod files;
+mod initramfs;
+pub mod kernel;
 mod system_disk;
 
 pub use context::{Context, Progress};
