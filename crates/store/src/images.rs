@@ -98,10 +98,10 @@ mod tests {
             created_at: "2026-11-21T00:00:00Z".parse().unwrap(),
         };
         store.put_image(&old).unwrap();
-        assert_eq!(store.images().unwrap(), [old.clone()]);
+        assert_eq!(store.images().unwrap(), std::slice::from_ref(&old));
         let new = Image { digest: Sha256::from_bytes([2; 32]), ..old.clone() };
         store.put_image(&new).unwrap();
-        assert_eq!(store.images().unwrap(), [new.clone()]);
+        assert_eq!(store.images().unwrap(), std::slice::from_ref(&new));
         assert_eq!(store.referenced_digests().unwrap(), [new.digest]);
         store.delete_image(&old.name).unwrap();
         assert!(store.referenced_digests().unwrap().is_empty());

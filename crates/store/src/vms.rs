@@ -1,7 +1,7 @@
 //! VM records.
 
 use banger_model::{Bytes, KernelName, MachineShape, Mib, Sha256, Vm, VmId};
-use rusqlite::{Row, named_params};
+use rusqlite::{Connection, Row, named_params};
 
 use crate::row::{optional_json, optional_word, parsed, to_json, unsigned, word};
 use crate::{Store, StoreError};
@@ -36,10 +36,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn vm(&self, id: &VmId) -> Result<Option<Vm>, StoreError> {
-        let connection = self.connection();
-        let mut statement = connection.prepare_cached("SELECT * FROM vms WHERE id = ?1")?;
-        let mut rows = statement.query([id.as_str()])?;
-        rows.next()?.map(vm).transpose()
+        select(&self.connection(), id)
     }
 
     /// Adds a VM. The unique name makes this the one place where a name is won or lost.
@@ -47,7 +44,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NameTaken`].
     pub fn insert_vm(&self, vm: &Vm) -> Result<(), StoreError> {
-        match self.write(INSERT, vm) {
+        match write(&self.connection(), INSERT, vm) {
             Err(StoreError::Sqlite(e))
                 if e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
             {
@@ -57,12 +54,21 @@ impl Store {
         }
     }
 
-    /// Writes a VM's record anew.
+    /// Changes a VM's record, read and written with nobody in between. `None` when it is gone.
     ///
     /// # Errors
     /// When the database fails.
-    pub fn update_vm(&self, vm: &Vm) -> Result<(), StoreError> {
-        self.write(UPDATE, vm)
+    pub fn modify_vm(&self, id: &VmId, change: impl FnOnce(&mut Vm)) -> Result<Option<Vm>, StoreError> {
+        let connection = self.connection();
+        let found = select(&connection, id)?;
+        match found {
+            None => Ok(None),
+            Some(mut vm) => {
+                change(&mut vm);
+                write(&connection, UPDATE, &vm)?;
+                Ok(Some(vm))
+            }
+        }
     }
 
     /// Forgets a VM.
@@ -96,31 +102,37 @@ impl Store {
         let names = statement.query_map([key], |row| row.get(0))?.collect::<Result<_, _>>()?;
         Ok(names)
     }
+}
 
-    fn write(&self, sql: &str, vm: &Vm) -> Result<(), StoreError> {
-        self.connection().prepare_cached(sql)?.execute(named_params! {
-            ":id": vm.id.as_str(),
-            ":name": vm.name.as_str(),
-            ":state": vm.state.as_str(),
-            ":driver": vm.driver.as_str(),
-            ":accel": vm.accel.map(banger_model::Accel::as_str),
-            ":image": vm.image.as_str(),
-            ":image_digest": vm.image_digest.as_str(),
-            ":kernel": vm.kernel.as_str(),
-            ":vcpu": vm.shape.vcpu,
-            ":memory_mib": vm.shape.memory.0,
-            ":disk_bytes": i64::try_from(vm.shape.disk.0).unwrap_or(i64::MAX),
-            ":network": vm.network.as_str(),
-            ":host_access": vm.host_access,
-            ":ephemeral": vm.ephemeral,
-            ":workspace": to_json(vm.workspace.as_ref())?,
-            ":created_at": vm.created_at.to_string(),
-            ":started_at": vm.started_at.map(|t| t.to_string()),
-            ":boot": to_json(vm.boot.as_ref())?,
-            ":last_error": to_json(vm.last_error.as_ref())?,
-        })?;
-        Ok(())
-    }
+fn select(connection: &Connection, id: &VmId) -> Result<Option<Vm>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT * FROM vms WHERE id = ?1")?;
+    let mut rows = statement.query([id.as_str()])?;
+    rows.next()?.map(vm).transpose()
+}
+
+fn write(connection: &Connection, sql: &str, vm: &Vm) -> Result<(), StoreError> {
+    connection.prepare_cached(sql)?.execute(named_params! {
+        ":id": vm.id.as_str(),
+        ":name": vm.name.as_str(),
+        ":state": vm.state.as_str(),
+        ":driver": vm.driver.as_str(),
+        ":accel": vm.accel.map(banger_model::Accel::as_str),
+        ":image": vm.image.as_str(),
+        ":image_digest": vm.image_digest.as_str(),
+        ":kernel": vm.kernel.as_str(),
+        ":vcpu": vm.shape.vcpu,
+        ":memory_mib": vm.shape.memory.0,
+        ":disk_bytes": i64::try_from(vm.shape.disk.0).unwrap_or(i64::MAX),
+        ":network": vm.network.as_str(),
+        ":host_access": vm.host_access,
+        ":ephemeral": vm.ephemeral,
+        ":workspace": to_json(vm.workspace.as_ref())?,
+        ":created_at": vm.created_at.to_string(),
+        ":started_at": vm.started_at.map(|t| t.to_string()),
+        ":boot": to_json(vm.boot.as_ref())?,
+        ":last_error": to_json(vm.last_error.as_ref())?,
+    })?;
+    Ok(())
 }
 
 fn vm(row: &Row<'_>) -> Result<Vm, StoreError> {
@@ -208,11 +220,12 @@ mod tests {
         store.insert_vm(&full).unwrap();
         store.insert_vm(&bare).unwrap();
         assert_eq!(store.vms().unwrap(), [full.clone(), bare.clone()]);
-        let changed = Vm { state: VmState::Stopped, ..full };
-        store.update_vm(&changed).unwrap();
+        let changed = store.modify_vm(&full.id, |vm| vm.state = VmState::Stopped).unwrap().unwrap();
+        assert_eq!(changed, Vm { state: VmState::Stopped, ..full });
         assert_eq!(store.vm(&changed.id).unwrap(), Some(changed.clone()));
         store.delete_vm(&changed.id).unwrap();
         assert_eq!(store.vm(&changed.id).unwrap(), None);
+        assert_eq!(store.modify_vm(&changed.id, |_| ()).unwrap(), None);
         assert_eq!(store.vms_with_kernel(&bare.kernel).unwrap(), ["vm-2"]);
         assert_eq!(store.vms_with_image(&bare.image_digest).unwrap(), ["vm-2"]);
     }

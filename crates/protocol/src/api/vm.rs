@@ -1,8 +1,8 @@
 //! VMs: bodies of `/v1/vms…`.
 
 use banger_model::{
-    ByteString, Bytes, DriverChoice, GuestPath, ImageName, KernelName, Mib, NetworkMode, VmName, VmView,
-    WorkspaceMode,
+    Accel, ByteString, Bytes, DriverChoice, GuestPath, ImageName, KernelName, Mib, NetworkMode, VmName,
+    VmView, WorkspaceMode,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,8 @@ pub struct CreateVm {
     pub kernel: Option<KernelName>,
     /// Driver; `auto` when absent.
     pub driver: Option<DriverChoice>,
+    /// Accelerator; the best that works when absent.
+    pub accel: Option<Accel>,
     /// Virtual CPUs.
     pub vcpu: Option<u32>,
     /// Memory, MiB.
