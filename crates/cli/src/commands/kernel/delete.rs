@@ -1,0 +1,40 @@
+//! `banger kernel delete`
+
+use banger_model::Kernel;
+use clap::builder::NonEmptyStringValueParser;
+use clap_complete::engine::ArgValueCompleter;
+use hyper::Method;
+
+use crate::client::path;
+use crate::commands::completion;
+use crate::context::Context;
+use crate::error::Result;
+use crate::many;
+
+/// Delete kernels that no VM uses
+#[derive(Debug, clap::Args)]
+#[command(visible_alias = "rm")]
+pub(crate) struct Args {
+    /// The kernels
+    #[arg(value_name = "KERNEL", required = true, value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(completion::kernels))]
+    kernels: Vec<String>,
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
+    let client = context.client()?;
+    let several = args.kernels.len() > 1;
+    let results = many::each(&args.kernels, |kernel| {
+        let client = client.clone();
+        let mut progress = context.board.track(several.then_some(&*kernel));
+        async move {
+            client
+                .change::<(), Kernel>(Method::DELETE, &path("kernels", &kernel, ""), None, &mut progress)
+                .await
+        }
+    })
+    .await;
+    many::finish(context, &args.kernels, results, |kernel| {
+        context.output.notice(&format!("kernel '{}' is deleted", kernel.name));
+        Ok(())
+    })
+}

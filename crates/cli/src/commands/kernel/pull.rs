@@ -1,0 +1,30 @@
+//! `banger kernel pull`
+
+use banger_model::{Kernel, KernelName};
+use banger_protocol::api::PullKernel;
+use clap_complete::engine::ArgValueCompleter;
+use hyper::Method;
+
+use crate::commands::completion;
+use crate::context::Context;
+use crate::error::Result;
+
+/// Get a kernel from the catalog
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Its name in 'banger kernel list --available', such as debian-cloud
+    #[arg(add = ArgValueCompleter::new(completion::catalog))]
+    name: KernelName,
+    /// Get it again although it is there
+    #[arg(short, long)]
+    force: bool,
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
+    let request = PullKernel { name: args.name, force: args.force };
+    let mut progress = context.board.track(None);
+    let kernel: Kernel =
+        context.client()?.change(Method::POST, "/v1/kernels/pull", Some(&request), &mut progress).await?;
+    drop(progress);
+    super::made(&kernel, context)
+}

@@ -1,0 +1,39 @@
+//! `banger vm create`
+
+use banger_protocol::api::{CreateVm, CreatedVm};
+use hyper::Method;
+
+use super::timings;
+use crate::commands::args::MachineArgs;
+use crate::context::Context;
+use crate::error::Result;
+
+/// Create a VM and start it; its name is printed
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Do not start it
+    #[arg(long)]
+    no_start: bool,
+    /// Show how long each step took
+    #[arg(long)]
+    timings: bool,
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
+    let request = CreateVm { no_start: args.no_start, ..args.machine.into_request() };
+    let mut progress = context.board.track(None);
+    let created: CreatedVm =
+        context.client()?.change(Method::POST, "/v1/vms", Some(&request), &mut progress).await?;
+    drop(progress);
+    if context.output.json {
+        context.output.document(&timings::document(&created, args.timings)?)?;
+        return Ok(0);
+    }
+    if args.timings {
+        timings::show(&created.timings, context);
+    }
+    context.output.line(created.vm.name.as_str())?;
+    Ok(0)
+}

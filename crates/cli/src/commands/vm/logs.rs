@@ -1,0 +1,42 @@
+//! `banger vm logs`, `banger logs`
+
+use hyper::Method;
+
+use crate::client::path;
+use crate::commands::args::VmArg;
+use crate::context::Context;
+use crate::error::{CliError, Result};
+use crate::pump::OutputPump;
+
+/// Show a VM's log: its VMM's, or the guest's serial console
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    which: VmArg,
+    /// Go on as the log grows
+    #[arg(short, long)]
+    follow: bool,
+    /// The guest's serial console
+    #[arg(long)]
+    console: bool,
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
+    let source = if args.console { "console" } else { "vmm" };
+    let query = format!("/logs?source={source}&follow={}", args.follow);
+    let mut log =
+        context.client()?.stream(Method::GET, &path("vms", &args.which.vm, &query), None::<&()>).await?;
+    let mut output = OutputPump::spawn();
+    loop {
+        let chunk = tokio::select! {
+            chunk = log.next() => chunk?,
+            error = output.failed() => return Err(CliError::stdout(&error)),
+        };
+        match chunk {
+            Some(chunk) => output.write(chunk).await.map_err(|e| CliError::stdout(&e))?,
+            None => break,
+        }
+    }
+    output.finish().await.map_err(|e| CliError::stdout(&e))?;
+    Ok(0)
+}

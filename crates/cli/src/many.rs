@@ -1,0 +1,53 @@
+//! Several references at once: all are tried, the good ones go through, the failures are told together.
+
+use std::collections::HashSet;
+use std::future::Future;
+
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::context::Context;
+use crate::error::{CliError, Result};
+
+/// Does the same to each reference, all at once; the results are in the order of the references.
+pub(crate) async fn each<T, F, Fut>(references: &[String], act: F) -> Vec<Result<T>>
+where
+    T: Send + 'static,
+    F: Fn(String) -> Fut,
+    Fut: Future<Output = Result<T>> + Send + 'static,
+{
+    let mut seen = HashSet::new();
+    let mut tasks = JoinSet::new();
+    for (index, reference) in references.iter().filter(|r| seen.insert(r.as_str())).enumerate() {
+        let task = act(reference.clone());
+        tasks.spawn(async move { (index, task.await) });
+    }
+    let mut results = tasks.join_all().await;
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Prints what went well (with `--json` one document: an object for one reference, an array for
+/// several) and fails when anything did not.
+pub(crate) fn finish<T: Serialize>(
+    context: &Context,
+    given: &[String],
+    results: Vec<Result<T>>,
+    show: impl Fn(&T) -> Result<()>,
+) -> Result<u8> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(value) => good.push(value),
+            Err(error) => bad.push(error),
+        }
+    }
+    if !context.output.json {
+        good.iter().try_for_each(show)?;
+    } else if given.len() > 1 {
+        context.output.document(&good)?;
+    } else if let [one] = good.as_slice() {
+        context.output.document(one)?;
+    }
+    if bad.is_empty() { Ok(0) } else { Err(CliError::several(bad)) }
+}

@@ -1,0 +1,2 @@
+//! The binary against a scripted daemon.
+fn main() {}
