@@ -1,0 +1,68 @@
+//! What can go wrong on the channel, as its users see it.
+
+use banger_model::{Error, ErrorCode};
+
+/// A failure of a session, of one stream, or of the guest's request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChannelError {
+    /// The byte stream ended or failed; the session is over.
+    #[error("the agent channel closed: {0}")]
+    Closed(String),
+    /// The guest's bytes are no frames of this session; the session is over.
+    #[error("the agent channel lost its frame boundary")]
+    Desync,
+    /// The guest said that it could not do it.
+    #[error("{message}")]
+    Guest {
+        /// The stable code.
+        code: ErrorCode,
+        /// One sentence, from the guest, without control characters.
+        message: String,
+    },
+    /// The stream ended before what was awaited came.
+    #[error("the guest agent ended the stream before it answered")]
+    Ended,
+    /// The stream was reset by either side.
+    #[error("the stream was reset")]
+    Reset,
+    /// The guest broke the rules of one stream, which was reset.
+    #[error("the guest agent broke the channel's rules: {0}")]
+    Violation(&'static str),
+    /// A message that is none of ours, in either direction.
+    #[error("a message on the agent channel cannot be read: {0}")]
+    Malformed(String),
+    /// No more streams fit in this session.
+    #[error("the agent channel already carries {0} streams")]
+    TooManyStreams(usize),
+}
+
+impl From<ChannelError> for Error {
+    fn from(e: ChannelError) -> Self {
+        let message = e.to_string();
+        match e {
+            ChannelError::Guest { code, .. } => Self::new(code, message),
+            ChannelError::Closed(_) | ChannelError::Desync => Self::new(ErrorCode::Unavailable, message)
+                .with_hint("banger vm logs NAME shows the guest's console"),
+            ChannelError::TooManyStreams(_) => {
+                Self::new(ErrorCode::Busy, message).with_hint("try again when a command has ended")
+            }
+            ChannelError::Reset => Self::new(ErrorCode::Cancelled, message),
+            ChannelError::Ended | ChannelError::Violation(_) | ChannelError::Malformed(_) => {
+                Self::new(ErrorCode::GuestFailed, message)
+            }
+        }
+    }
+}
+
+impl From<ChannelError> for std::io::Error {
+    fn from(e: ChannelError) -> Self {
+        let kind = match e {
+            ChannelError::Closed(_) | ChannelError::Reset | ChannelError::Ended => {
+                std::io::ErrorKind::BrokenPipe
+            }
+            _ => std::io::ErrorKind::Other,
+        };
+        Self::new(kind, e)
+    }
+}
