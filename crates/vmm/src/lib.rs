@@ -1,1 +1,23 @@
-//! Placeholder.
+//! Virtual machine monitors: the `Driver` trait and its implementations, the KVM probe, and the
+//! identity of the processes we start.
+//!
+//! Owns everything that knows what a VMM's command line, control socket or pid is. Must never
+//! decide *whether* a VM should run, read the environment, or store anything.
+
+mod choose;
+pub mod console;
+mod driver;
+mod error;
+pub mod kvm;
+pub mod process;
+pub mod qemu;
+mod spawn;
+
+pub use choose::{Choice, choose};
+pub use driver::{
+    AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec,
+    NetDevice,
+};
+pub use error::{Result, VmmError};
+pub use rustix::process::Signal;
+pub use spawn::{Spawned, Standalone};

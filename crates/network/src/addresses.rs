@@ -1,0 +1,66 @@
+//! The addresses of a guest in user mode: always the same, since every guest has a network of its own.
+
+use banger_model::VmId;
+use banger_protocol::agent::NetworkConfig;
+
+/// The guest's address, without the prefix length.
+pub(crate) const GUEST: &str = "10.0.2.15";
+/// The prefix length of the guest's network.
+pub(crate) const PREFIX: u8 = 24;
+/// The gateway.
+pub(crate) const GATEWAY: &str = "10.0.2.2";
+/// The name server that the guest is given; its queries go to the host's own.
+pub(crate) const DNS: &str = "10.0.2.3";
+
+/// The largest IP packet, bytes: passt's own limit for the framing that it speaks with QEMU.
+pub(crate) const MTU: u32 = 65520;
+
+/// What the guest's side of the network looks like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestAddresses {
+    /// The device's MAC address.
+    pub mac: String,
+    /// The guest's IPv4 address.
+    pub ip: &'static str,
+}
+
+impl GuestAddresses {
+    /// For a VM.
+    #[must_use]
+    pub fn of(id: &VmId) -> Self {
+        Self { mac: mac_for(id), ip: GUEST }
+    }
+
+    /// As the agent is told.
+    #[must_use]
+    pub fn config(&self) -> NetworkConfig {
+        NetworkConfig {
+            mac: self.mac.clone(),
+            address: format!("{GUEST}/{PREFIX}"),
+            gateway: GATEWAY.to_owned(),
+            dns: vec![DNS.to_owned()],
+            mtu: MTU,
+        }
+    }
+}
+
+/// A VM's MAC address: QEMU's customary prefix and the last three bytes of the id.
+#[must_use]
+pub fn mac_for(id: &VmId) -> String {
+    let digits = id.as_str();
+    // An id is twelve hexadecimal digits; its type says so.
+    let tail: Vec<&str> = [6, 8, 10].iter().filter_map(|at| digits.get(*at..at + 2)).collect();
+    format!("52:54:00:{}", tail.join(":"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_is_stable_and_differs_between_vms() {
+        let one = VmId::from_random([1, 2, 3, 0xa, 0xbc, 0xff]);
+        assert_eq!(mac_for(&one), "52:54:00:0a:bc:ff");
+        assert_ne!(mac_for(&one), mac_for(&VmId::from_random([1, 2, 3, 0xa, 0xbc, 0xfe])));
+    }
+}

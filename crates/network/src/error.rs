@@ -1,0 +1,69 @@
+//! What can go wrong with a guest's network, and what to type then.
+
+use std::io;
+use std::path::PathBuf;
+
+use banger_model::{Error, ErrorCode};
+use banger_vmm::VmmError;
+
+/// Result with [`NetworkError`].
+pub type Result<T, E = NetworkError> = std::result::Result<T, E>;
+
+/// A failure of this room.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetworkError {
+    /// No passt.
+    #[error("passt is missing: {looked} is not an executable file")]
+    PasstMissing {
+        /// Where we looked.
+        looked: String,
+    },
+    /// A passt without an option that we need.
+    #[error("{program} cannot be used: {why}", program = .program.display())]
+    PasstUnusable {
+        /// The binary.
+        program: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// passt ended before the guest could use it.
+    #[error("the network of VM {vm} could not be set up: passt ended at its start{}", last_words(.log))]
+    DiedAtStart {
+        /// The VM's id.
+        vm: String,
+        /// The last lines of its log.
+        log: String,
+    },
+    /// The socket between passt and the VMM could not be made.
+    #[error("cannot make the socket between passt and the machine monitor: {source}")]
+    Socket {
+        /// Why.
+        source: io::Error,
+    },
+    /// The process could not be started or signalled.
+    #[error(transparent)]
+    Process(#[from] VmmError),
+}
+
+fn last_words(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!("; its last words: {log}") }
+}
+
+impl From<NetworkError> for Error {
+    fn from(error: NetworkError) -> Self {
+        let message = error.to_string();
+        match error {
+            NetworkError::PasstMissing { .. } => Self::unavailable(message).with_hint(
+                "install it: 'sudo apt-get install passt', or run without a network: '--network none'",
+            ),
+            NetworkError::PasstUnusable { .. } => Self::unavailable(message).with_hint(
+                "banger needs a passt of 2023 or newer; or run without a network: '--network none'",
+            ),
+            NetworkError::DiedAtStart { .. } => Self::new(ErrorCode::Unavailable, message)
+                .with_hint("'banger doctor' checks the network; '--network none' runs without one"),
+            NetworkError::Socket { .. } => Self::internal(message),
+            NetworkError::Process(inner) => inner.into(),
+        }
+    }
+}

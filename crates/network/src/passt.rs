@@ -1,0 +1,102 @@
+//! The passt binary: where it is, whether it can be used, and its arguments.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::Access;
+use tokio::process::Command;
+
+use crate::addresses::{DNS, GATEWAY, GUEST, MTU, PREFIX};
+use crate::{NetworkError, Result};
+
+const NAME: &str = "passt";
+
+/// What a usable passt says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PasstInfo {
+    /// Where it is.
+    pub program: PathBuf,
+    /// Its version; Debian 12's says "unknown version".
+    pub version: String,
+}
+
+/// Finds passt in `search_path` (the value of PATH).
+///
+/// # Errors
+/// When it is not there.
+pub fn locate(search_path: Option<&OsStr>) -> Result<PathBuf> {
+    let dirs: Vec<PathBuf> = search_path.map(|p| std::env::split_paths(p).collect()).unwrap_or_default();
+    dirs.iter()
+        .map(|dir| dir.join(NAME))
+        .find(|file| file.is_absolute() && is_program(file))
+        .ok_or_else(|| NetworkError::PasstMissing { looked: format!("'{NAME}' in PATH") })
+}
+
+fn is_program(file: &Path) -> bool {
+    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
+}
+
+/// Asks a passt for its version and looks for the options that we rely on.
+///
+/// # Errors
+/// When it is missing, does not answer, or lacks an option.
+pub async fn check(program: &Path) -> Result<PasstInfo> {
+    if !is_program(program) {
+        return Err(NetworkError::PasstMissing { looked: program.display().to_string() });
+    }
+    let unusable = |why: String| NetworkError::PasstUnusable { program: program.to_owned(), why };
+    let ask = |option: &'static str| {
+        let run =
+            Command::new(program).arg(option).kill_on_drop(true).stdin(std::process::Stdio::null()).output();
+        async move {
+            match tokio::time::timeout(Duration::from_secs(5), run).await {
+                Ok(Ok(output)) => {
+                    let mut text = output.stdout;
+                    text.extend(output.stderr);
+                    Ok(String::from_utf8_lossy(&text).into_owned())
+                }
+                Ok(Err(error)) => Err(unusable(error.to_string())),
+                Err(_) => Err(unusable(format!("{option} gave no answer within 5 s"))),
+            }
+        }
+    };
+    let help = ask("--help").await?;
+    for option in ["--fd", "--no-map-gw", "--dns-forward", "--outbound"] {
+        if !help.contains(option) {
+            return Err(unusable(format!("it has no option {option}")));
+        }
+    }
+    let said = ask("--version").await?;
+    let line = said.lines().find(|l| l.starts_with(NAME)).unwrap_or_default();
+    let version = line.strip_prefix(NAME).unwrap_or_default().trim().to_owned();
+    Ok(PasstInfo { program: program.to_owned(), version })
+}
+
+/// The arguments for one guest, whose frames come and go through descriptor `fd`.
+pub(crate) fn arguments(fd: RawFd, host_access: bool) -> Vec<OsString> {
+    let mut args: Vec<String> = vec![
+        "--foreground".into(),
+        "--quiet".into(),
+        "--fd".into(),
+        fd.to_string(),
+        "--ipv4-only".into(),
+        "--address".into(),
+        GUEST.into(),
+        "--netmask".into(),
+        PREFIX.to_string(),
+        "--gateway".into(),
+        GATEWAY.into(),
+        "--mtu".into(),
+        MTU.to_string(),
+        "--dns".into(),
+        DNS.into(),
+        "--dns-forward".into(),
+        DNS.into(),
+    ];
+    if !host_access {
+        args.push("--no-map-gw".into());
+    }
+    args.into_iter().map(OsString::from).collect()
+}

@@ -1,0 +1,195 @@
+//! What can go wrong with a VMM, and what to type then.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use banger_model::{Error, ErrorCode};
+
+/// Result with [`VmmError`].
+pub type Result<T, E = VmmError> = std::result::Result<T, E>;
+
+/// A failure of this room.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmmError {
+    /// No QEMU.
+    #[error("QEMU is missing: {looked} is not an executable file")]
+    QemuMissing {
+        /// Where we looked.
+        looked: String,
+    },
+    /// A QEMU that cannot be used.
+    #[error("{program} cannot be used: {why}", program = .program.display())]
+    QemuUnusable {
+        /// The binary.
+        program: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// This driver is not part of this build.
+    #[error("the {driver} driver is not available yet")]
+    DriverUnavailable {
+        /// Which.
+        driver: &'static str,
+    },
+    /// KVM was asked for and does not work.
+    #[error("KVM was asked for and does not work here: {why}")]
+    KvmUnavailable {
+        /// Why.
+        why: String,
+        /// What to type.
+        hint: String,
+    },
+    /// The VMM ended before it ran the guest.
+    #[error("the machine monitor of VM '{vm}' ended at its start ({status}){}", last_words(.log))]
+    DiedAtStart {
+        /// The VM's name.
+        vm: String,
+        /// How it ended.
+        status: String,
+        /// The last lines of its log.
+        log: String,
+    },
+    /// A program could not be started.
+    #[error("cannot start {program}: {source}", program = .program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A socket of the VM failed.
+    #[error("cannot {what} the socket {path}: {source}", path = .path.display())]
+    Socket {
+        /// Doing what.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file or directory failed.
+    #[error("cannot {what} {path}: {source}", path = .path.display())]
+    File {
+        /// Doing what.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A path that a VMM's command line cannot carry.
+    #[error("the path {path:?} is not UTF-8, and QEMU's command line needs that")]
+    PathNotUtf8 {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The VMM refused or garbled a control command.
+    #[error("the machine monitor of VM '{vm}' answered '{command}' with: {message}")]
+    Control {
+        /// The VM's name.
+        vm: String,
+        /// The command.
+        command: String,
+        /// What it said.
+        message: String,
+    },
+    /// The VMM did not do something in time.
+    #[error("the machine monitor of VM '{vm}' did not {what} within {seconds} s")]
+    Timeout {
+        /// The VM's name.
+        vm: String,
+        /// What it should have done.
+        what: &'static str,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// The VMM's process has ended.
+    #[error("VM '{vm}' is not running")]
+    NotRunning {
+        /// The VM's name.
+        vm: String,
+    },
+    /// A handle of another driver.
+    #[error("the handle of VM '{vm}' belongs to another driver")]
+    ForeignHandle {
+        /// The VM's name.
+        vm: String,
+    },
+    /// A process could not be looked at or signalled.
+    #[error("cannot {what} process {pid}: {source}")]
+    Process {
+        /// Doing what.
+        what: &'static str,
+        /// Which.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn last_words(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!("; its last words: {log}") }
+}
+
+impl VmmError {
+    pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { what, path, source }
+    }
+
+    pub(crate) fn socket(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Socket { what, path, source }
+    }
+
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::QemuMissing { .. }
+            | Self::QemuUnusable { .. }
+            | Self::Spawn { .. }
+            | Self::Socket { .. } => ErrorCode::Unavailable,
+            Self::KvmUnavailable { .. } => ErrorCode::Unavailable,
+            Self::DriverUnavailable { .. } => ErrorCode::Unsupported,
+            Self::DiedAtStart { .. } => ErrorCode::BootFailed,
+            Self::PathNotUtf8 { .. } => ErrorCode::InvalidArgument,
+            Self::Timeout { .. } => ErrorCode::Timeout,
+            Self::NotRunning { .. } => ErrorCode::NotRunning,
+            Self::File { .. } | Self::Control { .. } | Self::ForeignHandle { .. } | Self::Process { .. } => {
+                ErrorCode::Internal
+            }
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::QemuMissing { .. } => {
+                "install it: 'sudo apt-get install qemu-system-x86', or set BANGER_QEMU to its path"
+            }
+            Self::QemuUnusable { .. } => {
+                "banger needs QEMU 7.2 or newer with the microvm machine; set BANGER_QEMU to one"
+            }
+            Self::DriverUnavailable { .. } => "use '--driver qemu' or '--driver auto'",
+            Self::KvmUnavailable { hint, .. } => hint,
+            Self::DiedAtStart { .. } => {
+                "'banger doctor' checks QEMU and KVM; 'banger vm logs' has the whole log"
+            }
+            Self::PathNotUtf8 { .. } => "choose another BANGER_STATE_DIR",
+            Self::Timeout { .. } => "end it with 'banger vm kill'",
+            Self::NotRunning { vm } => return Some(format!("start it: 'banger vm start {vm}'")),
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+impl From<VmmError> for Error {
+    fn from(error: VmmError) -> Self {
+        let (code, hint) = (error.code(), error.hint());
+        let plain = Error::new(code, error.to_string());
+        match hint {
+            Some(hint) => plain.with_hint(hint),
+            None => plain,
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The identity of a process that may outlive us: pid, start time and boot id together.
+//!
+//! Owns /proc look-ups and pidfds. Must never signal a bare pid: every signal goes through a pidfd
+//! whose process was compared with the identity after the pidfd was opened.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use banger_model::VmId;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+
+use crate::{Result, VmmError};
+
+/// One process in the history of one host: a pid alone is reused, a pid with its start time is not
+/// within one boot, and the boot id tells boots apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The pid.
+    pub pid: u32,
+    /// Clock ticks from boot to its start: field 22 of `/proc/PID/stat` (proc_pid_stat(5)).
+    pub start_time: u64,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+/// How a child of ours ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChildExit {
+    /// Its exit code, if it exited.
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+}
+
+/// The fields of `/proc/PID/stat` that we need.
+struct Stat {
+    state: u8,
+    session: u32,
+    start_time: u64,
+}
+
+/// The current boot's id.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn boot_id() -> Result<String> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    Ok(fs::read_to_string(path).map_err(VmmError::file("read", path))?.trim().to_owned())
+}
+
+fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    let text = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    let garbled = || io::Error::new(io::ErrorKind::InvalidData, "an unknown format of /proc/PID/stat");
+    // The second field is the command in parentheses and may itself contain ") ".
+    let end = text.iter().rposition(|b| *b == b')').ok_or_else(garbled)?;
+    let rest = String::from_utf8_lossy(text.get(end + 2..).unwrap_or_default()).into_owned();
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let field = |n: usize| fields.get(n - 3).copied().ok_or_else(garbled);
+    Ok(Some(Stat {
+        state: field(3)?.bytes().next().unwrap_or(b'?'),
+        session: field(6)?.parse().map_err(|_| garbled())?,
+        start_time: field(22)?.parse().map_err(|_| garbled())?,
+    }))
+}
+
+impl Stat {
+    /// A zombie runs nothing and holds nothing; only its parent has not looked yet.
+    fn ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+}
+
+impl ProcessId {
+    /// The identity of a process that runs now; `None` when there is none (or a zombie).
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn of(pid: u32) -> Result<Option<Self>> {
+        match stat(pid).map_err(|source| VmmError::Process { what: "look at", pid, source })? {
+            Some(stat) if !stat.ended() => {
+                Ok(Some(Self { pid, start_time: stat.start_time, boot_id: boot_id()? }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether this very process still runs. A zombie does not.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        boot_id().is_ok_and(|id| id == self.boot_id)
+            && stat(self.pid).is_ok_and(|s| s.is_some_and(|s| s.start_time == self.start_time && !s.ended()))
+    }
+
+    /// A descriptor of this very process; `None` when it has ended.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason.
+    pub fn open_pidfd(&self) -> Result<Option<OwnedFd>> {
+        let Some(fd) = raw_pidfd(self.pid)? else { return Ok(None) };
+        // Looked at only now: while we hold the pidfd the answer is about the process it names.
+        Ok(self.is_alive().then_some(fd))
+    }
+
+    /// Sends a signal to this very process. False: it has ended already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn signal(&self, signal: Signal) -> Result<bool> {
+        match self.open_pidfd()? {
+            Some(fd) => signal_pidfd(fd.as_fd(), self.pid, signal),
+            None => Ok(false),
+        }
+    }
+
+    /// Waits until this very process has ended, and reaps it when it is our child.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn wait(&self) -> Result<Option<ChildExit>> {
+        match self.open_pidfd()? {
+            Some(fd) => wait_pidfd(fd, self.pid).await,
+            None => Ok(None),
+        }
+    }
+}
+
+pub(crate) fn raw_pidfd(pid: u32) -> Result<Option<OwnedFd>> {
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match rustix::process::pidfd_open(raw, PidfdFlags::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(e) => Err(VmmError::Process { what: "open", pid, source: e.into() }),
+    }
+}
+
+pub(crate) fn signal_pidfd(fd: std::os::fd::BorrowedFd<'_>, pid: u32, signal: Signal) -> Result<bool> {
+    match rustix::process::pidfd_send_signal(fd, signal) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(e) => Err(VmmError::Process { what: "signal", pid, source: e.into() }),
+    }
+}
+
+/// Waits for the end of the process behind a pidfd; `None` when it is not our child.
+pub(crate) async fn wait_pidfd(fd: OwnedFd, pid: u32) -> Result<Option<ChildExit>> {
+    let failed = |source| VmmError::Process { what: "wait for", pid, source };
+    #[expect(unsafe_code, reason = "tokio cannot see that an OwnedFd keeps its descriptor")]
+    // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives, and the AsyncFd
+    // owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+    let fd = registered.map_err(|error| failed(error.into_parts().1))?;
+    // A pidfd becomes readable when its process ends, for any holder (pidfd_open(2)).
+    let _ready = fd.readable().await.map_err(failed)?;
+    reap(fd.get_ref().as_fd()).map_err(failed)
+}
+
+fn reap(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<ChildExit>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    match rustix::process::waitid(WaitId::PidFd(fd), options) {
+        Ok(Some(status)) => {
+            Ok(Some(ChildExit { code: status.exit_status(), signal: status.terminating_signal() }))
+        }
+        Ok(None) | Err(Errno::CHILD) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The word that marks a VM's processes in their command lines.
+#[must_use]
+pub fn mark(id: &VmId) -> String {
+    format!("banger-vm-{id}")
+}
+
+/// Running processes that carry a VM's mark: started for it, whether or not anybody wrote that
+/// down. Only session leaders whose command line has the mark as a whole word are taken, so that
+/// somebody's `grep` for it is not.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn find_marked(id: &VmId) -> Result<Vec<ProcessId>> {
+    let mark = mark(id);
+    let proc = Path::new("/proc");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(proc).map_err(VmmError::file("read", proc))?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
+        if !carries(&command_line, &mark) {
+            continue;
+        }
+        let leads = stat(pid).is_ok_and(|s| s.is_some_and(|s| s.session == pid));
+        if leads && let Some(process) = ProcessId::of(pid)? {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether an argument is the mark itself, or the first is `PROGRAM:MARK` (for programs that have
+/// no option to carry a name).
+fn carries(command_line: &[u8], mark: &str) -> bool {
+    let mut words = command_line.split(|b| *b == 0);
+    let first = words.next().unwrap_or_default();
+    let named = first.rsplit(|b| *b == b':').next().unwrap_or_default();
+    (named != first && named == mark.as_bytes()) || words.any(|word| OsStr::from_bytes(word) == mark)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+
+    fn sleeper(mark: Option<&str>) -> Child {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        if let Some(mark) = mark {
+            command.arg0(format!("sleep:{mark}"));
+        }
+        // SAFETY: setsid is async-signal-safe and touches no memory of ours.
+        #[expect(unsafe_code, reason = "the test needs a session leader")]
+        unsafe {
+            command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?));
+        }
+        command.spawn().unwrap()
+    }
+
+    #[test]
+    fn a_process_is_alive_until_it_ends_and_a_zombie_is_not() {
+        let mut child = sleeper(None);
+        let id = ProcessId::of(child.id()).unwrap().unwrap();
+        assert!(id.is_alive());
+        assert!(id.signal(Signal::KILL).unwrap());
+        // Not reaped yet: wait for the zombie.
+        while stat(id.pid).unwrap().is_some_and(|s| !s.ended()) {
+            std::thread::yield_now();
+        }
+        assert!(!id.is_alive());
+        child.wait().unwrap();
+        assert!(!id.is_alive());
+        assert!(id.open_pidfd().unwrap().is_none());
+        assert!(!id.signal(Signal::KILL).unwrap());
+    }
+
+    #[test]
+    fn a_reused_pid_is_somebody_else() {
+        // Given a running process, and a record of an earlier one with the same pid
+        let mut child = sleeper(None);
+        let now = ProcessId::of(child.id()).unwrap().unwrap();
+        let earlier = ProcessId { start_time: now.start_time - 1, ..now.clone() };
+        let other_boot = ProcessId { boot_id: "0".repeat(36), ..now.clone() };
+        // Then neither the earlier process nor one of another boot is it, and signals miss it
+        for not_it in [earlier, other_boot] {
+            assert!(!not_it.is_alive());
+            assert!(!not_it.signal(Signal::KILL).unwrap());
+        }
+        assert!(now.is_alive());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn waiting_reaps_our_child_and_tells_its_end() {
+        let child = sleeper(None);
+        let id = ProcessId::of(child.id()).unwrap().unwrap();
+        let waiter = tokio::spawn({
+            let id = id.clone();
+            async move { id.wait().await }
+        });
+        tokio::task::yield_now().await;
+        id.signal(Signal::TERM).unwrap();
+        let exit = waiter.await.unwrap().unwrap();
+        assert!(exit.is_none_or(|e| e == ChildExit { code: None, signal: Some(libc::SIGTERM) }));
+        assert!(ProcessId::of(id.pid).unwrap().is_none());
+    }
+
+    #[test]
+    fn marked_processes_are_found_and_mentions_are_not() {
+        let id = VmId::from_random([0xb, 0, 0, 0, 0, 1]);
+        let mark = mark(&id);
+        let mut ours = sleeper(Some(&mark));
+        // A mention: the mark inside another word, as in a search for it.
+        let mut mention = sleeper(Some(&format!("{mark}x")));
+        let found = loop {
+            // The name appears when the child has executed its program.
+            let found = find_marked(&id).unwrap();
+            if !found.is_empty() {
+                break found;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(found.iter().map(|p| p.pid).collect::<Vec<_>>(), [ours.id()]);
+        for child in [&mut ours, &mut mention] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(find_marked(&id).unwrap().is_empty());
+    }
+
+    #[test]
+    fn marks_are_whole_words() {
+        assert!(carries(b"qemu\0-name\0banger-vm-1\0", "banger-vm-1"));
+        assert!(carries(b"/usr/bin/passt:banger-vm-1\0-f\0", "banger-vm-1"));
+        assert!(!carries(b"banger-vm-1\0", "banger-vm-1"));
+        assert!(!carries(b"less\0/x/banger-vm-1\0", "banger-vm-1"));
+        assert!(!carries(b"", "banger-vm-1"));
+    }
+}

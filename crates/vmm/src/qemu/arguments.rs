@@ -1,0 +1,104 @@
+//! QEMU's command line for a machine: a pure function. Must never pass on a path or a name in a
+//! form that QEMU would take apart (commas separate options in most arguments).
+
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use banger_model::Accel;
+use serde_json::json;
+
+use super::kernel_arguments;
+use crate::process::mark;
+use crate::{Disk, MachineSpec, Result, VmmError};
+use banger_protocol::boot::AGENT_PORT;
+
+/// The descriptors that QEMU gets, by number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Descriptors {
+    /// Listening: the control protocol.
+    pub control: RawFd,
+    /// Listening: the agent channel.
+    pub agent: RawFd,
+    /// Connected: ethernet frames.
+    pub network: Option<RawFd>,
+}
+
+/// The arguments, without the program itself.
+pub(super) fn arguments(spec: &MachineSpec, console: &Path, fds: Descriptors) -> Result<Vec<String>> {
+    let mut args: Vec<String> = Vec::new();
+    let mut put = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
+
+    // The mark first: it is how a VMM is found whose handle was never written.
+    put(&["-name", &mark(&spec.id)]);
+    put(&["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
+    put(&["-machine", MACHINE, "-accel", accel(spec), "-cpu", cpu(spec)]);
+    put(&["-smp", &spec.shape.vcpu.to_string(), "-m", &format!("{}M", spec.shape.memory.0)]);
+    // No new programs, no new privileges, no obsolete system calls.
+    put(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+
+    put(&["-kernel", text(&spec.kernel)?, "-initrd", text(&spec.initramfs)?]);
+    put(&["-append", &kernel_arguments::line(&spec.name, &spec.disks, spec.verbose_console)]);
+
+    put(&["-chardev", &format!("socket,id=control,fd={},server=on,wait=off", fds.control)]);
+    put(&["-mon", "chardev=control,mode=control"]);
+    put(&["-chardev", &format!("file,id=console,path={},append=on", comma_safe(console)?)]);
+    put(&["-serial", "chardev:console"]);
+    put(&["-chardev", &format!("socket,id=agent,fd={},server=on,wait=off", fds.agent)]);
+    put(&["-device", "virtio-serial-device,max_ports=2"]);
+    put(&["-device", &format!("virtserialport,chardev=agent,name={AGENT_PORT}")]);
+    put(&["-object", "rng-random,id=entropy,filename=/dev/urandom"]);
+    put(&["-device", "virtio-rng-device,rng=entropy"]);
+
+    for disk in &spec.disks {
+        let node = disk.role.serial();
+        put(&["-blockdev", &block_node(disk)?]);
+        put(&["-device", &format!("virtio-blk-device,drive={node},serial={node}")]);
+    }
+    if let (Some(network), Some(fd)) = (&spec.network, fds.network) {
+        put(&["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={fd}")]);
+        put(&["-device", &format!("virtio-net-device,netdev=net,mac={}", network.mac)]);
+    }
+    Ok(args)
+}
+
+/// The machine. `acpi=on`: stock kernels find virtio-mmio devices in the ACPI tables only.
+/// pit and pic stay on: without them TCG hangs.
+const MACHINE: &str = "microvm,acpi=on,rtc=on,usb=off,pcie=off,auto-kernel-cmdline=off,dump-guest-core=off";
+
+fn accel(spec: &MachineSpec) -> &'static str {
+    match spec.accel {
+        Accel::Kvm => "kvm",
+        // One thread for each vCPU only where there are several.
+        Accel::Tcg if spec.shape.vcpu > 1 => "tcg,thread=multi",
+        Accel::Tcg => "tcg,thread=single",
+    }
+}
+
+fn cpu(spec: &MachineSpec) -> &'static str {
+    match spec.accel {
+        Accel::Kvm => "host",
+        Accel::Tcg => "max",
+    }
+}
+
+fn block_node(disk: &Disk) -> Result<String> {
+    let node = json!({
+        "driver": "raw",
+        "node-name": disk.role.serial(),
+        "read-only": disk.read_only,
+        "discard": if disk.read_only { "ignore" } else { "unmap" },
+        // Write-back through the page cache; the guest's flushes are obeyed.
+        "cache": { "direct": false, "no-flush": false },
+        // A lock on the file keeps two machines from writing to one disk.
+        "file": { "driver": "file", "filename": text(&disk.path)?, "locking": "auto" },
+    });
+    Ok(node.to_string())
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| VmmError::PathNotUtf8 { path: path.to_owned() })
+}
+
+fn comma_safe(path: &Path) -> Result<String> {
+    Ok(text(path)?.replace(',', ",,"))
+}

@@ -1,0 +1,137 @@
+//! The QEMU binary: where it is and whether it can be used.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::fs::Access;
+use tokio::process::Command;
+
+use crate::{Result, VmmError};
+
+const NAME: &str = "qemu-system-x86_64";
+/// The oldest QEMU we know to work: it brought `-netdev stream` with descriptors.
+const OLDEST: (u32, u32) = (7, 2);
+
+/// What a usable QEMU says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QemuInfo {
+    /// Where it is.
+    pub program: PathBuf,
+    /// Its version, such as `7.2.22`.
+    pub version: String,
+}
+
+/// Finds the binary: `wanted` (the value of BANGER_QEMU) if given, else in `search_path` (the
+/// value of PATH).
+///
+/// # Errors
+/// When there is none.
+pub fn locate(wanted: Option<&OsStr>, search_path: Option<&OsStr>) -> Result<PathBuf> {
+    if let Some(wanted) = wanted.filter(|w| !w.is_empty()) {
+        let file = PathBuf::from(wanted);
+        return if file.is_absolute() && is_program(&file) {
+            Ok(file)
+        } else {
+            Err(VmmError::QemuMissing { looked: format!("BANGER_QEMU={}", file.display()) })
+        };
+    }
+    let dirs: Vec<PathBuf> = search_path.map(|p| std::env::split_paths(p).collect()).unwrap_or_default();
+    dirs.iter()
+        .map(|dir| dir.join(NAME))
+        .find(|file| file.is_absolute() && is_program(file))
+        .ok_or_else(|| VmmError::QemuMissing { looked: format!("'{NAME}' in PATH") })
+}
+
+fn is_program(file: &Path) -> bool {
+    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
+}
+
+/// Asks a binary for its version and whether it has the microvm machine.
+///
+/// # Errors
+/// When it is missing, does not answer, is too old, or has no microvm machine.
+pub async fn check(program: &Path) -> Result<QemuInfo> {
+    if !is_program(program) {
+        return Err(VmmError::QemuMissing { looked: program.display().to_string() });
+    }
+    let unusable = |why: String| VmmError::QemuUnusable { program: program.to_owned(), why };
+    let said = ask(program, &["--version"]).await?;
+    let version = parse_version(&said).ok_or_else(|| unusable("it does not say its version".to_owned()))?;
+    if numbers(&version).is_none_or(|n| n < OLDEST) {
+        return Err(unusable(format!("its version {version} is older than {}.{}", OLDEST.0, OLDEST.1)));
+    }
+    let machines = ask(program, &["-machine", "help"]).await?;
+    if !machines.lines().any(|l| l.split_ascii_whitespace().next() == Some("microvm")) {
+        return Err(unusable("it has no microvm machine".to_owned()));
+    }
+    Ok(QemuInfo { program: program.to_owned(), version })
+}
+
+async fn ask(program: &Path, args: &[&str]) -> Result<String> {
+    let unusable = |why: String| VmmError::QemuUnusable { program: program.to_owned(), why };
+    let run = Command::new(program).args(args).stdin(Stdio::null()).kill_on_drop(true).output();
+    match tokio::time::timeout(Duration::from_secs(10), run).await {
+        Ok(Ok(output)) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(Err(error)) => Err(unusable(error.to_string())),
+        Err(_) => Err(unusable(format!("'{}' gave no answer within 10 s", args.join(" ")))),
+    }
+}
+
+fn parse_version(said: &str) -> Option<String> {
+    let rest = said.lines().next()?.strip_prefix("QEMU emulator version ")?;
+    Some(rest.split_ascii_whitespace().next()?.to_owned())
+}
+
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn script(dir: &Path, body: &str) -> PathBuf {
+        let file = dir.join(NAME);
+        fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_wanted_binary_wins_and_a_wrong_one_is_not_replaced_silently() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = script(dir.path(), "");
+        assert_eq!(locate(None, Some(dir.path().as_os_str())).unwrap(), file);
+        assert_eq!(locate(Some(file.as_os_str()), None).unwrap(), file);
+        let wrong = locate(Some(OsStr::new("/nowhere")), Some(dir.path().as_os_str()));
+        assert!(wrong.unwrap_err().to_string().contains("BANGER_QEMU=/nowhere"));
+        let error: banger_model::Error = locate(None, None).unwrap_err().into();
+        assert!(error.hint.unwrap().contains("apt-get install qemu-system-x86"));
+    }
+
+    #[tokio::test]
+    async fn an_old_or_foreign_binary_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        for (body, why) in [
+            ("echo 'QEMU emulator version 5.2.0 (Debian)'", "older than"),
+            ("echo hello", "does not say its version"),
+            ("[ $1 = --version ] && echo 'QEMU emulator version 9.1.0' || echo pc", "no microvm"),
+        ] {
+            let file = script(dir.path(), body);
+            let error = check(&file).await.unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn versions_are_read_from_what_distributions_print() {
+        let said = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright";
+        assert_eq!(parse_version(said).as_deref(), Some("7.2.22"));
+        assert_eq!(numbers("10.0"), Some((10, 0)));
+    }
+}

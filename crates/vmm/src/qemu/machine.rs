@@ -1,0 +1,265 @@
+//! A running QEMU: started or taken over, controlled by QMP, watched by pidfd.
+//!
+//! Owns the connection to the control socket and the reaping of the process. Must never end the
+//! VMM because this process, or a value in it, goes away.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use banger_model::DriverKind;
+use tokio::net::UnixStream;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+
+use super::arguments::{Descriptors, arguments};
+use super::qmp::{self, Qmp, QmpError};
+use super::sockets::{Cleanup, listen};
+use crate::process::{ProcessId, wait_pidfd};
+use crate::spawn::{Spawned, Standalone};
+use crate::{
+    AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec, Result, Signal, VmmError, console,
+};
+
+/// How long a VMM may take to flush its disks and quit.
+const STOP: Duration = Duration::from_secs(10);
+/// How long after its last word a VMM's process may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+/// Lines of the VMM's log in an error.
+const LAST_WORDS: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct QemuMachine {
+    handle: MachineHandle,
+    control: Arc<Control>,
+    exit: watch::Receiver<Option<ExitInfo>>,
+}
+
+/// The control connection, made anew when it was lost.
+#[derive(Debug)]
+struct Control {
+    connection: AsyncMutex<Option<Qmp>>,
+    reason: Arc<Mutex<ExitReason>>,
+}
+
+pub(super) async fn launch(program: &Path, spec: MachineSpec) -> Result<QemuMachine> {
+    let control_socket = spec.runtime_dir.join("qmp.sock");
+    let agent_socket = spec.runtime_dir.join("agent.sock");
+    let log = spec.log_dir.join("vmm.log");
+    let log_start = std::fs::metadata(&log).map_or(0, |m| m.len());
+    let sockets = Cleanup::of(&[&control_socket, &agent_socket]);
+
+    let mut qemu = Standalone::new(program, &log, &spec.log_dir);
+    let mut fds = Descriptors {
+        control: qemu.give(listen(&control_socket)?),
+        agent: qemu.give(listen(&agent_socket)?),
+        network: None,
+    };
+    let mut spec = spec;
+    if let Some(network) = &mut spec.network {
+        fds.network = Some(qemu.give(duplicate(&network.backend)?));
+    }
+    let args = arguments(&spec, &spec.log_dir.join("console.log"), fds)?;
+    let spawned = qemu.args(args).spawn()?;
+    // QEMU has its own copy now; ours would keep the network's other side from seeing its end.
+    drop(spec.network.take());
+
+    let reason = Arc::new(Mutex::new(ExitReason::Unknown));
+    let connected = connect(&control_socket, &reason).await;
+    let connection = match connected {
+        Ok(connection) => connection,
+        Err(error) => return Err(explain(&spec, spawned, &log, log_start, error).await),
+    };
+    let (process, pidfd) = spawned.release();
+    sockets.keep();
+    let handle = MachineHandle {
+        vm: spec.id,
+        name: spec.name,
+        driver: DriverKind::Qemu,
+        accel: spec.accel,
+        process,
+        control_socket,
+        agent_socket,
+    };
+    let control = Control { connection: AsyncMutex::new(Some(connection)), reason };
+    Ok(QemuMachine::watch(handle, control, pidfd))
+}
+
+pub(super) fn adopt(handle: &MachineHandle) -> Result<Option<QemuMachine>> {
+    let Some(pidfd) = handle.process.open_pidfd()? else { return Ok(None) };
+    let reason = Arc::new(Mutex::new(ExitReason::Unknown));
+    let control = Control { connection: AsyncMutex::new(None), reason };
+    let machine = QemuMachine::watch(handle.clone(), control, Some(pidfd));
+    // At once, so that the machine's reason for ending is heard; but a VMM that does not answer
+    // must not keep a daemon from starting.
+    let control = Arc::downgrade(&machine.control);
+    let socket = handle.control_socket.clone();
+    let name = handle.name.clone();
+    tokio::spawn(async move {
+        let Some(control) = control.upgrade() else { return };
+        if let Err(error) = control.execute(&socket, "query-status").await {
+            tracing::warn!(vm = %name, %error, "an adopted machine monitor does not answer yet");
+        }
+    });
+    Ok(Some(machine))
+}
+
+/// Why QEMU did not greet us: most often because it has ended, and its log says why.
+async fn explain(
+    spec: &MachineSpec,
+    spawned: Spawned,
+    log: &Path,
+    log_start: u64,
+    error: QmpError,
+) -> VmmError {
+    let vm = spec.name.to_string();
+    let words = || console::tail_from(log, log_start, LAST_WORDS).join("; ");
+    match spawned.ended_within(LAST_BREATH).await {
+        Some(exit) => {
+            let status = match (exit.code, exit.signal) {
+                (Some(code), _) => format!("exit status {code}"),
+                (_, Some(signal)) => format!("signal {signal}"),
+                _ => "status unknown".to_owned(),
+            };
+            VmmError::DiedAtStart { vm, status, log: words() }
+        }
+        None if error == QmpError::Late => {
+            VmmError::Timeout { vm, what: "greet us", seconds: qmp::ANSWER.as_secs() }
+        }
+        None => VmmError::Control { vm, command: "qmp_capabilities".into(), message: error.to_string() },
+    }
+}
+
+fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
+    fd.try_clone().map_err(VmmError::file("duplicate", Path::new("the network descriptor")))
+}
+
+async fn connect(socket: &Path, reason: &Arc<Mutex<ExitReason>>) -> Result<Qmp, QmpError> {
+    let stream = UnixStream::connect(socket).await.map_err(|_| QmpError::Closed)?;
+    Qmp::start(stream, Arc::clone(reason)).await
+}
+
+impl Control {
+    async fn execute(&self, socket: &Path, command: &str) -> Result<(), QmpError> {
+        let mut connection = self.connection.lock().await;
+        if !connection.as_ref().is_some_and(Qmp::is_open) {
+            // Closed before a new one is made: QEMU serves one at a time.
+            *connection = None;
+            *connection = Some(connect(socket, &self.reason).await?);
+        }
+        match connection.as_ref() {
+            Some(qmp) => qmp.execute(command).await.map(|_| ()),
+            None => Err(QmpError::Closed),
+        }
+    }
+}
+
+impl QemuMachine {
+    fn watch(handle: MachineHandle, control: Control, pidfd: Option<OwnedFd>) -> Self {
+        let (tell, exit) = watch::channel(None);
+        let control = Arc::new(control);
+        let reason = Arc::clone(&control.reason);
+        // Weak: dropping the machine closes the control connection, so that somebody else can
+        // have it; the process is still reaped.
+        let weak = Arc::downgrade(&control);
+        tokio::spawn(supervise(handle.process.clone(), pidfd, weak, reason, tell));
+        Self { handle, control, exit }
+    }
+
+    async fn command(&self, command: &str) -> Result<()> {
+        let vm = || self.handle.name.to_string();
+        match self.control.execute(&self.handle.control_socket, command).await {
+            Ok(()) => Ok(()),
+            Err(_) if !self.handle.process.is_alive() => Err(VmmError::NotRunning { vm: vm() }),
+            Err(error) => {
+                Err(VmmError::Control { vm: vm(), command: command.to_owned(), message: error.to_string() })
+            }
+        }
+    }
+}
+
+/// Waits for the process's end, and tells it together with what the machine said before.
+async fn supervise(
+    process: ProcessId,
+    pidfd: Option<OwnedFd>,
+    control: Weak<Control>,
+    reason: Arc<Mutex<ExitReason>>,
+    tell: watch::Sender<Option<ExitInfo>>,
+) {
+    let waited = match pidfd {
+        Some(pidfd) => wait_pidfd(pidfd, process.pid).await,
+        None => Ok(None),
+    };
+    let exit = waited.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the end of a machine monitor could not be waited for");
+        None
+    });
+    if let Some(control) = control.upgrade()
+        && let Some(qmp) = control.connection.lock().await.as_mut()
+    {
+        qmp.last_words().await;
+    }
+    let info = ExitInfo {
+        reason: qmp::reason(&reason),
+        code: exit.and_then(|e| e.code),
+        signal: exit.and_then(|e| e.signal),
+    };
+    tell.send_replace(Some(info));
+}
+
+#[async_trait]
+impl Machine for QemuMachine {
+    fn handle(&self) -> &MachineHandle {
+        &self.handle
+    }
+
+    async fn connect_agent(&self) -> Result<Box<dyn AgentIo>> {
+        let path = &self.handle.agent_socket;
+        let stream = UnixStream::connect(path).await.map_err(VmmError::socket("connect to", path))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn pause(&self) -> Result<()> {
+        self.command("stop").await
+    }
+
+    async fn resume(&self) -> Result<()> {
+        self.command("cont").await
+    }
+
+    async fn stop(&self) -> Result<()> {
+        match self.command("quit").await {
+            Ok(()) => {}
+            Err(VmmError::NotRunning { .. }) => return Ok(()),
+            // QEMU quits in good order on SIGTERM, too; and the answer to `quit` may be lost.
+            Err(error) => {
+                tracing::debug!(vm = %self.handle.name, %error, "'quit' was not answered; sending SIGTERM");
+                self.handle.process.signal(Signal::TERM)?;
+            }
+        }
+        match tokio::time::timeout(STOP, self.wait()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(VmmError::Timeout {
+                vm: self.handle.name.to_string(),
+                what: "quit",
+                seconds: STOP.as_secs(),
+            }),
+        }
+    }
+
+    async fn kill(&self, signal: Signal) -> Result<()> {
+        self.handle.process.signal(signal).map(|_| ())
+    }
+
+    async fn wait(&self) -> ExitInfo {
+        let mut exit = self.exit.clone();
+        let told = exit.wait_for(Option::is_some).await.ok().and_then(|info| info.clone());
+        // The sender lives as long as the process, or the runtime is going down.
+        told.unwrap_or(ExitInfo { reason: ExitReason::Unknown, code: None, signal: None })
+    }
+
+    fn exited(&self) -> Option<ExitInfo> {
+        self.exit.borrow().clone()
+    }
+}

@@ -1,0 +1,73 @@
+//! QEMU's microvm machine: finding the binary, its command line, its control protocol, and the
+//! machine behind them.
+
+mod arguments;
+mod binary;
+mod kernel_arguments;
+mod machine;
+mod qmp;
+mod sockets;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use banger_model::DriverKind;
+use tokio::sync::OnceCell;
+
+pub use binary::{QemuInfo, check, locate};
+
+use crate::{Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
+
+/// The driver.
+#[derive(Debug)]
+pub struct QemuDriver {
+    program: PathBuf,
+    info: OnceCell<QemuInfo>,
+}
+
+impl QemuDriver {
+    /// A driver that uses this binary (see [`locate`]). Nothing is run or looked at yet.
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self { program, info: OnceCell::new() }
+    }
+
+    /// The binary.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// What the binary says about itself; asked once.
+    ///
+    /// # Errors
+    /// When it is missing, too old, or has no microvm machine.
+    pub async fn info(&self) -> Result<&QemuInfo> {
+        self.info.get_or_try_init(|| check(&self.program)).await
+    }
+}
+
+#[async_trait]
+impl Driver for QemuDriver {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Qemu
+    }
+
+    async fn capabilities(&self) -> Result<Capabilities> {
+        let version = self.info().await?.version.clone();
+        // Snapshots will come with warm start; until then the flags say so.
+        Ok(Capabilities { version, pause: true, snapshot: false, restore: false })
+    }
+
+    async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
+        Ok(Arc::new(machine::launch(&self.program, spec).await?))
+    }
+
+    async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {
+        if handle.driver != DriverKind::Qemu {
+            return Err(VmmError::ForeignHandle { vm: handle.name.to_string() });
+        }
+        Ok(machine::adopt(handle)?.map(|machine| Arc::new(machine) as Arc<dyn Machine>))
+    }
+}

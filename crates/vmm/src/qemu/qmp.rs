@@ -1,0 +1,286 @@
+//! The QEMU Machine Protocol (QEMU's docs/interop/qmp-spec.txt): one JSON object a line; a
+//! greeting, then answers and events mixed. Must never believe that the other side is well-behaved:
+//! lines are capped, answers have a deadline.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::driver::ExitReason;
+
+/// The longest line we read, bytes; real ones are a few hundred.
+const LINE_MAX: u64 = 1 << 20;
+/// How long an answer may take.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum QmpError {
+    /// The other side closed the connection.
+    #[error("the connection was closed")]
+    Closed,
+    /// No answer in time.
+    #[error("no answer within {} s", ANSWER.as_secs())]
+    Late,
+    /// The command was refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection. Dropping it closes it.
+#[derive(Debug)]
+pub(super) struct Qmp {
+    commands: mpsc::Sender<Command>,
+    reason: Arc<Mutex<ExitReason>>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Command {
+    line: String,
+    answer: oneshot::Sender<Result<Value, QmpError>>,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "return")]
+    answer: Option<Value>,
+    error: Option<Refusal>,
+    event: Option<String>,
+    #[serde(default)]
+    data: Value,
+    #[serde(rename = "QMP")]
+    greeting: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+impl Qmp {
+    /// Takes over a fresh connection: waits for the greeting and leaves negotiation mode. `reason`
+    /// is updated whenever the machine says why it is about to end.
+    pub(super) async fn start<S>(stream: S, reason: Arc<Mutex<ExitReason>>) -> Result<Self, QmpError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (commands, queue) = mpsc::channel(8);
+        let (greeted, greeting) = oneshot::channel();
+        let task = tokio::spawn(serve(stream, queue, greeted, Arc::clone(&reason)));
+        let qmp = Self { commands, reason, task };
+        match tokio::time::timeout(ANSWER, greeting).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(QmpError::Closed),
+            Err(_) => return Err(QmpError::Late),
+        }
+        qmp.execute("qmp_capabilities").await?;
+        Ok(qmp)
+    }
+
+    /// Runs a command without arguments.
+    pub(super) async fn execute(&self, command: &str) -> Result<Value, QmpError> {
+        let (answer, answered) = oneshot::channel();
+        let line = format!("{}\n", json!({ "execute": command }));
+        let exchange = async {
+            self.commands.send(Command { line, answer }).await.map_err(|_| QmpError::Closed)?;
+            answered.await.map_err(|_| QmpError::Closed)?
+        };
+        tokio::time::timeout(ANSWER, exchange).await.unwrap_or(Err(QmpError::Late))
+    }
+
+    /// Whether the connection still stands.
+    pub(super) fn is_open(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    /// Waits, not for long, until everything that the machine said before its end has been read,
+    /// and gives the reason.
+    pub(super) async fn last_words(&mut self) -> ExitReason {
+        let _ = tokio::time::timeout(Duration::from_secs(1), &mut self.task).await;
+        reason(&self.reason)
+    }
+}
+
+impl Drop for Qmp {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(super) fn reason(cell: &Mutex<ExitReason>) -> ExitReason {
+    *cell.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// One command is under way at a time: without ids, answers belong to commands by their order.
+async fn serve<S>(
+    stream: S,
+    mut queue: mpsc::Receiver<Command>,
+    greeted: oneshot::Sender<()>,
+    reason: Arc<Mutex<ExitReason>>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = BufReader::new(reader);
+    let mut greeted = Some(greeted);
+    let mut waiting: Option<oneshot::Sender<Result<Value, QmpError>>> = None;
+    // Kept across turns: reading a line is not cancel-safe, but what it has read stays in here.
+    let mut buffer = Vec::new();
+    loop {
+        let room = LINE_MAX.saturating_sub(buffer.len() as u64);
+        let mut limited = (&mut reader).take(room);
+        tokio::select! {
+            read = limited.read_until(b'\n', &mut buffer) => {
+                match read {
+                    Ok(n) if n > 0 && buffer.last() == Some(&b'\n') => {}
+                    // The end, an error, or a line beyond the cap.
+                    _ => return,
+                }
+                let line = serde_json::from_slice::<Line>(&buffer);
+                buffer.clear();
+                let Ok(line) = line else { return };
+                if line.greeting.is_some() && let Some(greeted) = greeted.take() {
+                    let _ = greeted.send(());
+                } else if let Some(event) = line.event {
+                    note(&event, &line.data, &reason);
+                } else if let Some(answer) = waiting.take() {
+                    let _ = answer.send(match (line.answer, line.error) {
+                        (_, Some(refusal)) => Err(QmpError::Refused(refusal.desc)),
+                        (answer, None) => Ok(answer.unwrap_or_default()),
+                    });
+                }
+            }
+            command = queue.recv(), if waiting.is_none() => {
+                let Some(command) = command else { return };
+                if writer.write_all(command.line.as_bytes()).await.is_err() {
+                    return;
+                }
+                waiting = Some(command.answer);
+            }
+        }
+    }
+}
+
+/// Remembers what an event says about the machine's end (qapi/run-state.json: SHUTDOWN,
+/// GUEST_PANICKED). A panic is not overwritten by the shutdown that follows it.
+fn note(event: &str, data: &Value, cell: &Mutex<ExitReason>) {
+    let new = match (event, data.get("reason").and_then(Value::as_str)) {
+        ("GUEST_PANICKED", _) | ("SHUTDOWN", Some("guest-panic")) => ExitReason::GuestPanic,
+        ("SHUTDOWN", Some("guest-shutdown")) => ExitReason::GuestShutdown,
+        ("SHUTDOWN", Some("guest-reset")) => ExitReason::GuestReset,
+        ("SHUTDOWN", _) => ExitReason::Host,
+        _ => return,
+    };
+    let mut reason = cell.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if *reason != ExitReason::GuestPanic {
+        *reason = new;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::DuplexStream;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}"#;
+
+    fn cell() -> Arc<Mutex<ExitReason>> {
+        Arc::new(Mutex::new(ExitReason::Unknown))
+    }
+
+    /// A server that expects lines and answers with others.
+    async fn scripted(stream: DuplexStream, script: &[(&str, &str)]) {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut lines = BufReader::new(reader).lines();
+        writer.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
+        for (expected, answer) in script {
+            let got: Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+            assert_eq!(got, json!({ "execute": expected }));
+            writer.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_commands_between_events() {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let server = tokio::spawn(async move {
+            let events = "{\"event\": \"RESUME\", \"timestamp\": {}}\r\n";
+            scripted(
+                theirs,
+                &[
+                    ("qmp_capabilities", "{\"return\": {}}\r\n"),
+                    (
+                        "query-status",
+                        &format!("{events}{{\"return\": {{\"status\": \"running\"}}}}\r\n{events}"),
+                    ),
+                    ("stop", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}}\r\n"),
+                ],
+            )
+            .await;
+        });
+        let qmp = Qmp::start(ours, cell()).await.unwrap();
+        assert_eq!(qmp.execute("query-status").await.unwrap(), json!({"status": "running"}));
+        assert_eq!(qmp.execute("stop").await, Err(QmpError::Refused("not now".into())));
+        server.await.unwrap();
+        // The server is gone now.
+        assert_eq!(qmp.execute("cont").await, Err(QmpError::Closed));
+    }
+
+    #[tokio::test]
+    async fn the_machine_says_why_it_ends() {
+        for (event, expected) in [
+            (
+                r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
+                ExitReason::GuestShutdown,
+            ),
+            (
+                r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#,
+                ExitReason::GuestReset,
+            ),
+            (
+                r#"{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}"#,
+                ExitReason::Host,
+            ),
+            (r#"{"event": "STOP"}"#, ExitReason::Unknown),
+        ] {
+            let (ours, theirs) = tokio::io::duplex(4096);
+            let answer = format!("{{\"return\": {{}}}}\n{event}\n");
+            let server =
+                tokio::spawn(async move { scripted(theirs, &[("qmp_capabilities", &answer)]).await });
+            let mut qmp = Qmp::start(ours, cell()).await.unwrap();
+            server.await.unwrap();
+            assert_eq!(qmp.last_words().await, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_not_hidden_by_the_reset_behind_it() {
+        let cell = cell();
+        note("GUEST_PANICKED", &Value::Null, &cell);
+        note("SHUTDOWN", &json!({"reason": "guest-reset"}), &cell);
+        assert_eq!(reason(&cell), ExitReason::GuestPanic);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_and_nonsense_are_errors_not_hangs() {
+        let (ours, _theirs) = tokio::io::duplex(64);
+        assert_eq!(Qmp::start(ours, cell()).await.unwrap_err(), QmpError::Late);
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        theirs.write_all(b"SSH-2.0-nonsense\r\n").await.unwrap();
+        assert_eq!(Qmp::start(ours, cell()).await.unwrap_err(), QmpError::Closed);
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_ends_the_connection() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let flood = tokio::spawn(async move { while theirs.write_all(&[b'x'; 4096]).await.is_ok() {} });
+        assert_eq!(Qmp::start(ours, cell()).await.unwrap_err(), QmpError::Closed);
+        flood.await.unwrap();
+    }
+}

@@ -1,0 +1,231 @@
+//! Starts programs that outlive us: own session, no descriptor of ours but those it is given, a
+//! clean environment, output to a log file. Must never tie a program's life to this process.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::process::{ChildExit, ProcessId, raw_pidfd, signal_pidfd, wait_pidfd};
+use crate::{Result, Signal, VmmError};
+
+/// A program to start on its own.
+#[derive(Debug)]
+pub struct Standalone {
+    program: PathBuf,
+    name: Option<OsString>,
+    args: Vec<OsString>,
+    fds: Vec<OwnedFd>,
+    log: PathBuf,
+    dir: PathBuf,
+}
+
+/// A started program. Dropping it kills the program, unless [`Spawned::release`] was called: so
+/// whoever fails, or is cancelled, on the way leaves nothing behind.
+#[derive(Debug)]
+pub struct Spawned {
+    process: ProcessId,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Standalone {
+    /// `program` with its output appended to `log` (made 0600), working in `dir`.
+    #[must_use]
+    pub fn new(program: &Path, log: &Path, dir: &Path) -> Self {
+        Self {
+            program: program.to_owned(),
+            name: None,
+            args: Vec::new(),
+            fds: Vec::new(),
+            log: log.to_owned(),
+            dir: dir.to_owned(),
+        }
+    }
+
+    /// Sets the program's own name for itself (`argv[0]`).
+    #[must_use]
+    pub fn called(mut self, name: impl Into<OsString>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Gives it a descriptor; returns the number it has there. Ours is closed after the start.
+    pub fn give(&mut self, fd: OwnedFd) -> RawFd {
+        let number = fd.as_raw_fd();
+        self.fds.push(fd);
+        number
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When the log cannot be opened or the program cannot be executed.
+    pub fn spawn(self) -> Result<Spawned> {
+        let failed = |source| VmmError::Spawn { program: self.program.clone(), source };
+        let log = open_log(&self.log)?;
+        let mut command = Command::new(&self.program);
+        if let Some(name) = &self.name {
+            command.arg0(name);
+        }
+        command
+            .args(&self.args)
+            .env_clear()
+            // A program may look for its own helpers; nothing of the user's leaks into it.
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C")
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(failed)?)
+            .stderr(log);
+        let given: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
+        // SAFETY: the closure runs between fork and exec. It only makes system calls (setsid,
+        // close_range, fcntl), allocates nothing and touches no lock; the descriptors it names are
+        // kept open by `self.fds` until after the spawn.
+        #[expect(unsafe_code, reason = "pre_exec is the only hook between fork and exec")]
+        unsafe {
+            command.pre_exec(move || detach(&given));
+        }
+        let child = command.spawn().map_err(failed)?;
+        // Our own unreaped child: its pid cannot be anybody else's yet.
+        let pid = child.id();
+        let pidfd = raw_pidfd(pid)?;
+        let process = ProcessId::of(pid)?;
+        drop(self.fds);
+        match (process, pidfd) {
+            (Some(process), Some(pidfd)) => Ok(Spawned { process, pidfd: Some(pidfd) }),
+            (_, pidfd) => {
+                // It ended between exec and here. Reap it, and let its log speak.
+                let mut child = child;
+                let status = child.wait();
+                drop(pidfd);
+                let why = status.map_or_else(|e| e.to_string(), |s| s.to_string());
+                Err(VmmError::Spawn {
+                    program: self.program,
+                    source: io::Error::other(format!("it ended at once ({why})")),
+                })
+            }
+        }
+    }
+}
+
+impl Spawned {
+    /// Who it is.
+    #[must_use]
+    pub fn process(&self) -> &ProcessId {
+        &self.process
+    }
+
+    /// Waits for its end, but not longer than `limit`, and reaps it. `None`: it still runs.
+    pub async fn ended_within(mut self, limit: Duration) -> Option<ChildExit> {
+        let own = self.pidfd.as_ref()?.try_clone().ok()?;
+        let ended = tokio::time::timeout(limit, wait_pidfd(own, self.process.pid)).await;
+        let exit = ended.ok()?.ok()?;
+        self.pidfd = None;
+        Some(exit.unwrap_or(ChildExit { code: None, signal: None }))
+    }
+
+    /// Lets it live, and gives its identity and pidfd. Whoever calls this is the one to reap it
+    /// ([`ProcessId::wait`]).
+    #[must_use]
+    pub fn release(mut self) -> (ProcessId, Option<OwnedFd>) {
+        (self.process.clone(), self.pidfd.take())
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.pidfd.take() else { return };
+        if let Err(error) = signal_pidfd(pidfd.as_fd(), self.process.pid, Signal::KILL) {
+            tracing::warn!(%error, "a program that was started in vain could not be killed");
+            return;
+        }
+        // SIGKILL ends a process within moments; the reaping must not wait for a runtime that may
+        // be going down itself.
+        let options = rustix::process::WaitIdOptions::EXITED;
+        let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd.as_fd()), options);
+    }
+}
+
+/// Runs in the child between fork and exec: system calls only.
+fn detach(given: &[RawFd]) -> io::Result<()> {
+    rustix::process::setsid()?;
+    #[expect(unsafe_code, reason = "close_range and fcntl on bare numbers have no safe wrapper")]
+    // SAFETY: plain system calls on descriptor numbers; nothing is closed now, only marked to be
+    // closed by exec, so std's own pipe to the parent keeps working.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for fd in given {
+            if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn open_log(path: &Path) -> Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(VmmError::file("open", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[tokio::test]
+    async fn a_program_gets_a_session_its_own_descriptors_and_nothing_else() {
+        // Given a descriptor that leaks (no close-on-exec) and one that is given
+        let dir = tempfile::tempdir().unwrap();
+        let leak =
+            rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+        let (given, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let log = dir.path().join("log");
+        let mut program = Standalone::new(Path::new("/bin/sh"), &log, dir.path());
+        let number = program.give(given.into());
+        let script = "ps -o sid= -p $$; echo $$; pwd; env; ls -l /proc/$$/fd; exec sleep 600";
+        let script = script.replace("ps -o sid= -p $$", "cut -d' ' -f6 /proc/$$/stat");
+        // When it runs
+        let spawned = program.args(["-c", &script]).spawn().unwrap();
+        let text = loop {
+            let text = fs::read_to_string(&log).unwrap();
+            if text.contains(" 2 -> ") && text.contains(&format!(" {number} -> ")) {
+                break text;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        };
+        // Then it leads a session, works in its directory, and has no descriptor but its own
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), lines.next());
+        assert_eq!(lines.next(), Some(dir.path().to_str().unwrap()));
+        assert!(!text.contains("CARGO"), "{text}");
+        assert!(text.contains(" 0 -> /dev/null"), "{text}");
+        assert!(!text.contains(&format!(" {} -> ", leak.as_raw_fd())), "{text}");
+        // And dropping the guard leaves nothing
+        let process = spawned.process().clone();
+        assert!(process.is_alive());
+        drop(spawned);
+        assert!(ProcessId::of(process.pid).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Standalone::new(Path::new("/nowhere/qemu"), &dir.path().join("log"), dir.path());
+        let error = program.spawn().unwrap_err().to_string();
+        assert!(error.contains("/nowhere/qemu"), "{error}");
+    }
+}
