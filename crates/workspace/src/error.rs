@@ -1,0 +1,215 @@
+//! What can go wrong between a repository and a guest, each with its code and its hint.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use banger_model::{ByteString, Error, ErrorCode};
+
+/// A failure of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkspaceError {
+    /// There is nothing at the path.
+    #[error("there is nothing at {}", show(.0))]
+    NoSuchPath(PathBuf),
+    /// The path is in no repository.
+    #[error("{} is not in a git repository", show(.0))]
+    NoRepository(PathBuf),
+    /// The repository has no working tree, or the path is in its git directory.
+    #[error("{} is a bare repository or inside a .git directory; there is no working tree to copy", show(.0))]
+    Bare(PathBuf),
+    /// git refuses the repository because somebody else owns it.
+    #[error("git does not trust {}: another user owns it", show(.0))]
+    NotTrusted(PathBuf),
+    /// The repository has submodules.
+    #[error("{} has a submodule at '{}', which mode {mode} does not copy", show(.repository), name(.path))]
+    Submodule {
+        /// The repository.
+        repository: PathBuf,
+        /// The submodule's path in it.
+        path: ByteString,
+        /// The mode asked for.
+        mode: banger_model::WorkspaceMode,
+    },
+    /// A mode that is not there yet.
+    #[error("workspace mode {0} is not supported yet")]
+    Mode(banger_model::WorkspaceMode),
+    /// `from` without `branch`.
+    #[error("a starting point ('{0}') was given without a new branch to start there")]
+    FromWithoutBranch(String),
+    /// No branch can have that name.
+    #[error("'{0}' is not a branch name")]
+    BranchName(String),
+    /// A revision that the repository does not have.
+    #[error("{} has no revision '{revision}'", show(.repository))]
+    Revision {
+        /// The repository.
+        repository: PathBuf,
+        /// The revision as it was given.
+        revision: String,
+    },
+    /// A file kept changing, or went away, while it was copied.
+    #[error("'{}' changed while it was being copied", name(.0))]
+    Changed(ByteString),
+    /// A tracked path is neither a file nor a link.
+    #[error("'{}' is neither a file, a directory nor a symbolic link", name(.0))]
+    Special(ByteString),
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {source}", show(.path))]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The reader of the stream went away.
+    #[error("the stream to the guest broke: {0}")]
+    Stream(io::Error),
+    /// The stream from the guest broke.
+    #[error("the stream from the guest broke: {0}")]
+    GuestStream(io::Error),
+    /// The caller asked to stop.
+    #[error("the copy was cancelled")]
+    Cancelled,
+    /// git is not there.
+    #[error("git cannot be run: {0}")]
+    NoGit(io::Error),
+    /// git failed.
+    #[error("git {verb} failed in {}: {message}", show(.repository))]
+    Git {
+        /// The git command.
+        verb: String,
+        /// Where.
+        repository: PathBuf,
+        /// The last line git wrote to stderr.
+        message: String,
+    },
+    /// git said something that is not understood.
+    #[error("git {verb} answered something unexpected in {}", show(.repository))]
+    GitAnswer {
+        /// The git command.
+        verb: String,
+        /// Where.
+        repository: PathBuf,
+    },
+    /// The guest sent a path or content that is refused.
+    #[error("the guest's change at '{}' is refused: {why}", name(.path))]
+    Refused {
+        /// The path as the guest sent it.
+        path: ByteString,
+        /// Why.
+        why: &'static str,
+    },
+    /// The guest broke the record format.
+    #[error("the guest's scan is malformed: {0}")]
+    Malformed(String),
+    /// The guest sent more than allowed.
+    #[error("the guest's change is larger than the limit of {limit} {what}")]
+    TooMuch {
+        /// The limit.
+        limit: u64,
+        /// Of what.
+        what: &'static str,
+    },
+}
+
+fn show(path: &Path) -> String {
+    format!("'{}'", path.as_os_str().as_encoded_bytes().escape_ascii_lossy())
+}
+
+fn name(path: &ByteString) -> String {
+    path.as_bytes().escape_ascii_lossy()
+}
+
+/// Names in messages: text as it is, control characters and other bytes escaped.
+trait EscapeLossy {
+    fn escape_ascii_lossy(&self) -> String;
+}
+
+impl EscapeLossy for [u8] {
+    fn escape_ascii_lossy(&self) -> String {
+        let mut out = String::new();
+        for chunk in self.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+            }
+            out.push_str(&chunk.invalid().escape_ascii().to_string());
+        }
+        out
+    }
+}
+
+impl WorkspaceError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io { action, path: path.into(), source }
+    }
+
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoSuchPath(_) | Self::Revision { .. } => ErrorCode::NotFound,
+            Self::NoRepository(_)
+            | Self::Bare(_)
+            | Self::NotTrusted(_)
+            | Self::FromWithoutBranch(_)
+            | Self::BranchName(_)
+            | Self::Special(_) => ErrorCode::InvalidArgument,
+            Self::Submodule { .. } | Self::Mode(_) => ErrorCode::Unsupported,
+            Self::Changed(_) => ErrorCode::Busy,
+            Self::Cancelled => ErrorCode::Cancelled,
+            Self::NoGit(_) | Self::Io { .. } | Self::Git { .. } => ErrorCode::Unavailable,
+            Self::Refused { .. } | Self::Malformed(_) | Self::TooMuch { .. } => ErrorCode::GuestFailed,
+            Self::Stream(_) | Self::GuestStream(_) => ErrorCode::GuestFailed,
+            Self::GitAnswer { .. } => ErrorCode::Internal,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoRepository(path) => {
+                return Some(format!("make it one: git -C {} init, then commit what it holds", show(path)));
+            }
+            Self::Bare(_) => "name a checkout of it: git worktree add DIR, or git clone",
+            Self::NotTrusted(path) => {
+                return Some(format!("git config --global --add safe.directory {}", show(path)));
+            }
+            Self::Submodule { .. } => "name the submodule's own directory to work on it alone",
+            Self::Mode(_) => "use --mode shallow_overlay",
+            Self::FromWithoutBranch(_) => "add --branch NAME",
+            Self::BranchName(_) => "see git help check-ref-format for what a name may hold",
+            Self::Revision { .. } => "git log --oneline --all shows what is there",
+            Self::Changed(_) => "let whatever writes to the repository finish, and try again",
+            Self::Special(_) => "remove it or take it out of the repository: git rm --cached",
+            Self::NoGit(_) => "install git (apt-get install git)",
+            Self::TooMuch { what: "bytes", .. } => "raise --max-bytes, or ignore build output in .gitignore",
+            Self::TooMuch { .. } => "ignore build output in .gitignore",
+            Self::Refused { .. } => "look at it with vm exec, and remove or rename it there",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+impl From<WorkspaceError> for Error {
+    fn from(e: WorkspaceError) -> Self {
+        let (error, hint) = (Self::new(e.code(), e.to_string()), e.hint());
+        match hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_are_shown_whole_and_without_control_characters() {
+        let error: Error = WorkspaceError::Changed(ByteString(b"a\n\xff\xc3\xbc".to_vec())).into();
+        assert_eq!(error.code, ErrorCode::Busy);
+        assert_eq!(error.message, "'a\\n\\xff\u{fc}' changed while it was being copied");
+        assert!(error.hint.is_some());
+    }
+}

@@ -1,0 +1,1 @@
+//! The one sealed wrapper of host git.

@@ -1,0 +1,1 @@
+//! Which repository a path means.
