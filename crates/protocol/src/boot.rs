@@ -12,6 +12,8 @@ pub const SYSTEM: &str = "banger.system";
 /// Kernel command line: the kernel's modules (squashfs of `/lib/modules`), named like [`BASE`];
 /// absent when the kernel has none.
 pub const MODULES: &str = "banger.modules";
+/// Kernel command line, a word without a value: /init prints how long each of its steps took.
+pub const DEBUG: &str = "banger.debug";
 
 /// In the initramfs: the agent.
 pub const INIT: &str = "init";

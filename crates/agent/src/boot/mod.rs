@@ -1,13 +1,29 @@
 //! The guest's /init: from the kernel's first process to a mounted root with the agent's server beside the image's
 //! init, and the duties that only the boot side knows how to do. Must never depend on anything in the image.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use banger_protocol::agent::{InitKind, NetworkConfig, ShutdownMode};
+use banger_protocol::boot;
 
+mod cmdline;
+mod console;
+mod disks;
 mod error;
+mod guest;
+mod handover;
+mod modules;
+mod netlink;
+mod network;
+mod root;
+mod shutdown;
+mod sys;
 
 pub use error::BootError;
+use error::Result;
+use modules::ModuleDir;
 
 /// `argv[0]` of the agent's server. systemd's final killing spree spares processes whose `argv[0]` begins with '@'
 /// (systemd.io/ROOT_STORAGE_DAEMONS).
@@ -27,52 +43,136 @@ pub enum Role {
 /// Tells [`Role`]s apart by process id and `argv[0]`.
 #[must_use]
 pub fn role() -> Role {
-    Role::Other
+    if std::process::id() == 1 {
+        Role::Init
+    } else if std::env::args_os().next().is_some_and(|arg0| arg0 == SERVER_ARG0) {
+        Role::Server
+    } else {
+        Role::Other
+    }
 }
 
 /// As process 1: mounts the root, starts the server (this same executable, with [`SERVER_ARG0`]) and becomes the
 /// image's init, or, where it has none, stays to reap and to restart the server should it die. Ends the machine with
 /// one line `banger: …` on the console when that cannot be done.
 pub fn run_init() -> ! {
-    std::process::exit(1)
+    match boot() {
+        Ok((server, modules)) => {
+            if let Some(init) = handover::find_init(Path::new("/")) {
+                let error = handover::become_init(init, server);
+                console::say(&format!("{error}; the agent stays process 1"));
+            }
+            handover::stay(server, modules.as_ref())
+        }
+        Err(error) => console::die(&error.to_string()),
+    }
+}
+
+/// Everything up to the running server, which shares the processor with what comes after.
+fn boot() -> Result<(u32, Option<ModuleDir>)> {
+    let mut steps = console::Steps::begin();
+    root::mount_initramfs()?;
+    let line = std::fs::read_to_string("/proc/cmdline").map_err(BootError::os("read /proc/cmdline"))?;
+    let config = cmdline::parse(&line)?;
+    steps.done("start");
+    let modules = ModuleDir::open(&format!("/{}", boot::MODULE_DIR))?;
+    if let Some(dir) = &modules {
+        dir.load(boot::STAGE_BOOT)?;
+    }
+    steps.done("modules");
+    let modules_disk = config.modules.as_deref().map(disks::find).transpose()?;
+    let first_boot = root::assemble(&config)?;
+    steps.done("disks");
+    root::enter()?;
+    root::furnish()?;
+    steps.done("root");
+    if let Some(disk) = modules_disk
+        && let Err(error) = root::mount_modules(&disk)
+    {
+        console::say(&error.to_string());
+    }
+    if let Some(name) = &config.hostname {
+        guest::set_hostname(Path::new("/"), name);
+    }
+    guest::set_machine_id(Path::new("/"), first_boot);
+    steps.done("identity");
+    let server = handover::start_server(modules.as_ref())?;
+    steps.done("server");
+    if config.debug {
+        steps.print();
+    }
+    Ok((server, modules))
 }
 
 /// First thing in the server process: own session, out of the OOM killer's reach.
 /// Children inherit the protection; see [`expose_to_oom`].
-pub fn enter_server() {}
+pub fn enter_server() {
+    let _ = rustix::process::setsid();
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+}
 
 /// Takes the server's OOM protection off a child. Cheap; call it for every command that is run for the host.
-pub fn expose_to_oom(_pid: u32) {}
+pub fn expose_to_oom(pid: u32) {
+    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+}
 
 /// Who is process 1.
 #[must_use]
 pub fn init_kind() -> InitKind {
-    InitKind::Agent
+    if is_agent_init() { InitKind::Agent } else { InitKind::Image }
 }
 
-/// Loads the modules that were left for after the first answer (network, random numbers, vsock). Call it on a
-/// thread of its own once Hello is answered; only the first call works, others wait for it.
+/// The agent's own file is not in the image, so equal device and inode mean the same program.
+fn is_agent_init() -> bool {
+    match (rustix::fs::stat("/proc/1/exe"), rustix::fs::stat("/proc/self/exe")) {
+        (Ok(one), Ok(own)) => (one.st_dev, one.st_ino) == (own.st_dev, own.st_ino),
+        _ => false,
+    }
+}
+
+/// Loads the modules that were left for after the first answer (network, random numbers, vsock), and brings loopback
+/// up. Call it on a thread of its own once Hello is answered; only the first call works, others wait for it.
 ///
 /// # Errors
 /// A sentence naming the module that the kernel refused.
 pub fn load_late_modules() -> Result<(), BootError> {
-    Ok(())
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if *done {
+        return Ok(());
+    }
+    *done = true;
+    let fd = std::env::var(handover::MODULES_FD).ok().and_then(|fd| fd.parse().ok());
+    if let Some(fd) = fd {
+        let fd = sys::inherited_fd(fd).map_err(BootError::os("find the modules that process 1 left"))?;
+        let dir = ModuleDir::from_fd(fd)?;
+        dir.load(boot::STAGE_LATE)?;
+        dir.discard();
+    }
+    network::loopback()
 }
 
 /// Steps the wall clock.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn set_time(_unix_ns: i64) -> Result<(), BootError> {
-    Ok(())
+pub fn set_time(unix_ns: i64) -> Result<(), BootError> {
+    const NS: i64 = 1_000_000_000;
+    let time = rustix::time::Timespec { tv_sec: unix_ns.div_euclid(NS), tv_nsec: unix_ns.rem_euclid(NS) };
+    rustix::time::clock_settime(rustix::time::ClockId::Realtime, time).map_err(BootError::os("set the clock"))
 }
 
 /// Credits fresh random bytes to the kernel's pool; at most 512.
 ///
 /// # Errors
 /// `invalid_argument` for more, or when the kernel refuses.
-pub fn add_entropy(_bytes: &[u8]) -> Result<(), BootError> {
-    Ok(())
+pub fn add_entropy(bytes: &[u8]) -> Result<(), BootError> {
+    if bytes.len() > sys::ENTROPY_MAX {
+        let message = format!("{} random bytes are more than {}", bytes.len(), sys::ENTROPY_MAX);
+        return Err(BootError::Invalid(message));
+    }
+    let pool = std::fs::File::options().write(true).open("/dev/random").map_err(BootError::os("open /dev/random"))?;
+    sys::add_entropy(&pool, bytes).map_err(BootError::os("credit random bytes"))
 }
 
 /// Brings the network up: loopback, address, default route, MTU, `/etc/resolv.conf`. Blocks: loads the late modules
@@ -80,8 +180,9 @@ pub fn add_entropy(_bytes: &[u8]) -> Result<(), BootError> {
 ///
 /// # Errors
 /// `invalid_argument` for an address that is none; a sentence when the device does not come or the kernel refuses.
-pub fn configure_network(_config: &NetworkConfig) -> Result<(), BootError> {
-    Ok(())
+pub fn configure_network(config: &NetworkConfig) -> Result<(), BootError> {
+    load_late_modules()?;
+    network::configure(config)
 }
 
 /// Flushes all file systems. Blocks.
@@ -89,17 +190,18 @@ pub fn sync() {
     rustix::fs::sync();
 }
 
-/// Begins to end the machine in good order and returns: the image's init is told, or, where the agent is process 1,
-/// a thread stops all processes, flushes and unmounts. The caller should send its answer at once.
+/// Begins to end the machine in good order and returns: process 1 is told, be it the image's init or the agent, and
+/// stops all processes, flushes and ends the machine. The caller should send its answer at once.
 ///
 /// # Errors
 /// When process 1 cannot be told.
-pub fn shutdown(_mode: ShutdownMode) -> Result<(), BootError> {
-    Ok(())
+pub fn shutdown(mode: ShutdownMode) -> Result<(), BootError> {
+    shutdown::begin(mode)
 }
 
 /// The process's exit code when somebody runs the agent by hand; says what it is.
 #[must_use]
 pub fn explain() -> ExitCode {
+    console::say("this is the guest's agent; the kernel starts it as /init of an initramfs");
     ExitCode::from(2)
 }

@@ -1,0 +1,167 @@
+//! What makes the image *this* guest: hostname, machine id, and, for systemd, what must not be waited for.
+//! Writes to the overlay and to /run only, and nothing that is right already. Must never fail a boot: a guest
+//! whose /etc cannot be written is still a guest.
+
+use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::Path;
+
+/// Units that wait for hardware that no VM here has, ask questions on a console that nobody reads, or spend the
+/// first minutes on upkeep. Masked in /run, so the image and its overlay know nothing of it.
+const MASKED_UNITS: &[&str] = &[
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "console-getty.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "man-db.timer",
+    "NetworkManager-wait-online.service",
+    "serial-getty@ttyS0.service",
+    "serial-getty@hvc0.service",
+    "systemd-firstboot.service",
+    "systemd-networkd-wait-online.service",
+    "systemd-remount-fs.service",
+    "systemd-vconsole-setup.service",
+];
+
+/// Generators that look for disks and terminals of other machines: an image's fstab speaks of those, and a wait for
+/// one of them would take 90 seconds and end in an emergency shell.
+const MASKED_GENERATORS: &[&str] = &[
+    "systemd-bless-boot-generator",
+    "systemd-cryptsetup-generator",
+    "systemd-fstab-generator",
+    "systemd-getty-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-integritysetup-generator",
+    "systemd-veritysetup-generator",
+];
+
+/// Sets the hostname, and names it in the image's files, below `root`.
+pub(super) fn set_hostname(root: &Path, name: &str) {
+    let _ = rustix::system::sethostname(name.as_bytes());
+    let hostname = root.join("etc/hostname");
+    if read(&hostname).trim() != name {
+        let _ = std::fs::write(&hostname, format!("{name}\n"));
+    }
+    let hosts = root.join("etc/hosts");
+    let text = read(&hosts);
+    if let Some(text) = with_host(&text, name) {
+        let _ = std::fs::write(&hosts, text);
+    }
+}
+
+/// The hosts file with an entry for `name`; None when it has one.
+fn with_host(text: &str, name: &str) -> Option<String> {
+    let names = |word: &str| {
+        text.lines()
+            .map(|line| line.split('#').next().unwrap_or_default())
+            .any(|line| line.split_ascii_whitespace().skip(1).any(|other| other == word))
+    };
+    if names(name) {
+        return None;
+    }
+    let mut text = text.to_owned();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    if !names("localhost") {
+        text.insert_str(0, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    }
+    text.push_str(&format!("127.0.1.1\t{name}\n"));
+    Some(text)
+}
+
+/// Gives the guest a machine id of its own (machine-id(5)): where there is none, and on the first boot of a system
+/// disk, since an id that came with the image would be that of every VM made from it.
+pub(super) fn set_machine_id(root: &Path, first_boot: bool) {
+    let path = root.join("etc/machine-id");
+    let old = read(&path);
+    let has_one = old.trim().len() == 32;
+    let wants_one = path.symlink_metadata().is_ok() || root.join("usr/lib/systemd").is_dir();
+    if !wants_one || (has_one && !first_boot) {
+        return;
+    }
+    let mut bytes = [0; 16];
+    if std::fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes)).is_err() {
+        return;
+    }
+    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let _ = std::fs::remove_file(&path);
+    if std::fs::write(&path, format!("{id}\n")).is_ok() {
+        let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444));
+    }
+}
+
+/// Tells systemd, below `run`, what not to start.
+pub(super) fn calm_systemd(run: &Path) {
+    for (dir, names) in [("systemd/system", MASKED_UNITS), ("systemd/system-generators", MASKED_GENERATORS)] {
+        let dir = run.join(dir);
+        if std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&dir).is_err() {
+            continue;
+        }
+        for name in names {
+            let _ = symlink("/dev/null", dir.join(name));
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    const MAX: u64 = 1 << 20;
+    let mut text = String::new();
+    if let Ok(file) = std::fs::File::open(path) {
+        let _ = file.take(MAX).read_to_string(&mut text);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_file_gets_the_name_once() {
+        let written = with_host("127.0.0.1 localhost # calm-otter", "calm-otter").unwrap();
+        assert_eq!(written, "127.0.0.1 localhost # calm-otter\n127.0.1.1\tcalm-otter\n");
+        assert_eq!(with_host(&written, "calm-otter"), None);
+        let bare = with_host("", "a").unwrap();
+        assert!(bare.starts_with("127.0.0.1\tlocalhost\n") && bare.ends_with("127.0.1.1\ta\n"), "{bare}");
+    }
+
+    #[test]
+    fn a_machine_id_is_made_where_it_is_missing_or_shared() {
+        // Given an image with systemd and an uninitialized machine id
+        let root = tempfile::tempdir().unwrap();
+        let id = root.path().join("etc/machine-id");
+        std::fs::create_dir_all(root.path().join("etc")).unwrap();
+        std::fs::write(&id, "uninitialized\n").unwrap();
+        // When it boots the first time
+        set_machine_id(root.path(), true);
+        let first = read(&id);
+        assert!(first.trim().len() == 32 && first.trim().bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
+        // Then later boots keep it, and a first boot on another disk gets another
+        set_machine_id(root.path(), false);
+        assert_eq!(read(&id), first);
+        set_machine_id(root.path(), true);
+        assert_ne!(read(&id), first);
+    }
+
+    #[test]
+    fn an_image_that_knows_no_machine_id_gets_none() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc")).unwrap();
+        set_machine_id(root.path(), true);
+        assert!(!root.path().join("etc/machine-id").exists());
+    }
+
+    #[test]
+    fn masks_are_links_to_dev_null_in_run_only() {
+        let run = tempfile::tempdir().unwrap();
+        calm_systemd(run.path());
+        calm_systemd(run.path());
+        let mask = run.path().join("systemd/system/serial-getty@ttyS0.service");
+        assert_eq!(std::fs::read_link(mask).unwrap(), Path::new("/dev/null"));
+    }
+}

@@ -1,0 +1,127 @@
+//! Loading the modules that the initramfs brought, in the order and stages of its list.
+//! Must never resolve dependencies: the host did, when it made the list.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use banger_protocol::boot;
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use super::error::{BootError, Result};
+
+/// No list is anywhere near this long.
+const LIST_MAX: u64 = 64 << 10;
+
+/// The initramfs's directory of modules, usable after the root has changed.
+pub(super) struct ModuleDir(OwnedFd);
+
+impl ModuleDir {
+    /// Opens it in the initramfs; an initramfs without modules has none.
+    pub(super) fn open(path: &str) -> Result<Option<Self>> {
+        match rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Some(Self(fd))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(errno) => Err(BootError::os(format!("open {path}"))(errno)),
+        }
+    }
+
+    /// Takes over the one that process 1 left open.
+    pub(super) fn from_fd(fd: OwnedFd) -> Result<Self> {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(BootError::os("keep the module directory"))?;
+        Ok(Self(fd))
+    }
+
+    /// The descriptor, to leave it to the server.
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Loads all modules of a stage. Those that are there already are fine.
+    pub(super) fn load(&self, stage: &str) -> Result<()> {
+        for file in files(&self.list()?, stage)? {
+            let fd = self.open_file(file)?;
+            match rustix::system::finit_module(&fd, c"", 0) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(BootError::os(format!("load module {file}"))(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the memory of the files back; they are loaded.
+    pub(super) fn discard(&self) {
+        let Ok(list) = self.list() else { return };
+        for line in list.lines() {
+            if let Some((_, file)) = line.split_once(' ') {
+                let _ = rustix::fs::unlinkat(&self.0, file, AtFlags::empty());
+            }
+        }
+        let _ = rustix::fs::unlinkat(&self.0, list_name(), AtFlags::empty());
+    }
+
+    fn list(&self) -> Result<String> {
+        let mut text = String::new();
+        match rustix::fs::openat(self.0.as_fd(), list_name(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => File::from(fd)
+                .take(LIST_MAX)
+                .read_to_string(&mut text)
+                .map(|_| text)
+                .map_err(BootError::os("read the list of modules")),
+            Err(rustix::io::Errno::NOENT) => Ok(text),
+            Err(errno) => Err(BootError::os("read the list of modules")(errno)),
+        }
+    }
+
+    fn open_file(&self, file: &str) -> Result<OwnedFd> {
+        rustix::fs::openat(self.0.as_fd(), file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(BootError::os(format!("open module {file}")))
+    }
+}
+
+fn list_name() -> &'static str {
+    boot::MODULE_LIST.rsplit('/').next().unwrap_or(boot::MODULE_LIST)
+}
+
+/// The files of one stage, in load order.
+fn files<'a>(list: &'a str, stage: &str) -> Result<Vec<&'a str>> {
+    let mut found = Vec::new();
+    for line in list.lines().filter(|line| !line.is_empty()) {
+        let bad = || BootError::Invalid(format!("the list of modules has a bad line '{}'", line.escape_debug()));
+        let (word, file) = line.split_once(' ').ok_or_else(bad)?;
+        if file.is_empty() || file.contains(['/', ' ']) {
+            return Err(bad());
+        }
+        if word == stage {
+            found.push(file);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_takes_its_own_files_in_order() {
+        let list = "boot virtio_ring.ko\nboot virtio.ko\nlate virtio_net.ko\n\nboot squashfs.ko\n";
+        assert_eq!(files(list, boot::STAGE_BOOT).unwrap(), ["virtio_ring.ko", "virtio.ko", "squashfs.ko"]);
+        assert_eq!(files(list, boot::STAGE_LATE).unwrap(), ["virtio_net.ko"]);
+    }
+
+    #[test]
+    fn a_line_that_could_leave_the_directory_is_refused() {
+        for bad in ["boot", "boot ../x.ko", "boot ", "boot a b"] {
+            assert!(files(bad, boot::STAGE_BOOT).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_initramfs_without_modules_has_nothing_to_load() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(ModuleDir::open(dir.path().join("modules").to_str().unwrap()).unwrap().is_none());
+        let empty = ModuleDir::open(dir.path().to_str().unwrap()).unwrap().unwrap();
+        empty.load(boot::STAGE_BOOT).unwrap();
+    }
+}
