@@ -29,6 +29,16 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
+#[cfg(test)]
+impl Args {
+    pub(crate) fn command(&self) -> &[OsString] {
+        &self.command
+    }
+    pub(crate) fn interactive(&self) -> bool {
+        self.terminal.interactive
+    }
+}
+
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let mut signals = Signals::all()?;
     let client = context.client()?;
