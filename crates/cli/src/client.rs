@@ -73,6 +73,11 @@ impl Client {
         Self { place, start: false }
     }
 
+    /// Makes sure that the daemon runs.
+    pub(crate) async fn wake(&self) -> Result<()> {
+        self.connect().await.map(drop)
+    }
+
     /// Asks and reads the whole JSON answer.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.call(Method::GET, path).await

@@ -16,6 +16,7 @@ mod progress;
 mod pump;
 mod signals;
 mod table;
+mod tame;
 mod terminal;
 mod usage;
 

@@ -6,25 +6,32 @@ use std::future::Future;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::client::Client;
 use crate::context::Context;
 use crate::error::{CliError, Result};
 
 /// Does the same to each reference, all at once; the results are in the order of the references.
-pub(crate) async fn each<T, F, Fut>(references: &[String], act: F) -> Vec<Result<T>>
+///
+/// # Errors
+/// When the daemon is not there; it is started once, not once for each.
+pub(crate) async fn each<T, F, Fut>(client: &Client, references: &[String], act: F) -> Result<Vec<Result<T>>>
 where
     T: Send + 'static,
-    F: Fn(String) -> Fut,
+    F: Fn(Client, String) -> Fut,
     Fut: Future<Output = Result<T>> + Send + 'static,
 {
+    if references.len() > 1 {
+        client.wake().await?;
+    }
     let mut seen = HashSet::new();
     let mut tasks = JoinSet::new();
     for (index, reference) in references.iter().filter(|r| seen.insert(r.as_str())).enumerate() {
-        let task = act(reference.clone());
+        let task = act(client.clone(), reference.clone());
         tasks.spawn(async move { (index, task.await) });
     }
     let mut results = tasks.join_all().await;
     results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
 /// Prints what went well (with `--json` one document: an object for one reference, an array for

@@ -17,6 +17,11 @@ pub(crate) fn stdin_is_terminal() -> bool {
     isatty(stdio::stdin())
 }
 
+/// Whether stdout is a terminal.
+pub(crate) fn stdout_is_terminal() -> bool {
+    isatty(stdio::stdout())
+}
+
 /// Whether stderr is a terminal.
 pub(crate) fn stderr_is_terminal() -> bool {
     isatty(stdio::stderr())

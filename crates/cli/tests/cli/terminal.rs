@@ -121,3 +121,29 @@ fn a_shell_that_ends_leaves_a_reminder_unless_the_vm_goes_too() {
         assert_eq!((ran.status, ran.stderr.contains("still runs")), (0, !rm), "{}", ran.stderr);
     }
 }
+
+#[test]
+fn a_guests_console_cannot_steer_the_terminal_but_a_pipe_gets_it_as_it_is() {
+    let place = Place::new();
+    let log = place.serve(|_, reply| {
+        reply.begin("text/plain");
+        reply.chunk(b"boot\x1b[2J");
+        reply.chunk(b"ed.");
+        reply.end();
+    });
+    let piped = place.run(&["logs", "web", "--console"]);
+    assert_eq!(piped.stdout, b"boot\x1b[2Jed.");
+    let (mut ours, theirs) = terminal();
+    assert!(
+        place
+            .banger(&["logs", "web", "--console"])
+            .stdout(theirs.try_clone().unwrap())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut shown = [0; 7];
+    ours.read_exact(&mut shown).unwrap();
+    assert_eq!(&shown, b"booted.");
+    assert_eq!(log.lines()[0], "GET /v1/vms/web/logs?source=console&follow=false");
+}

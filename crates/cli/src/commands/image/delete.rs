@@ -23,14 +23,13 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
     let several = args.images.len() > 1;
-    let results = many::each(&args.images, |image| {
-        let client = client.clone();
+    let results = many::each(&client, &args.images, |client, image| {
         let mut progress = context.board.track(several.then_some(&*image));
         async move {
             client.change::<(), Image>(Method::DELETE, &path("images", &image, ""), None, &mut progress).await
         }
     })
-    .await;
+    .await?;
     many::finish(context, &args.images, results, |image| {
         context.output.notice(&format!("image '{}' is deleted", image.name));
         Ok(())

@@ -21,11 +21,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
-    let results = many::each(&args.images, |image| {
-        let client = client.clone();
-        async move { client.get::<Image>(&path("images", &image, "")).await }
+    let results = many::each(&client, &args.images, |client, image| async move {
+        client.get::<Image>(&path("images", &image, "")).await
     })
-    .await;
+    .await?;
     many::finish(context, &args.images, results, |image| {
         context.output.bytes(
             fields(&[

@@ -23,8 +23,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
     let several = args.kernels.len() > 1;
-    let results = many::each(&args.kernels, |kernel| {
-        let client = client.clone();
+    let results = many::each(&client, &args.kernels, |client, kernel| {
         let mut progress = context.board.track(several.then_some(&*kernel));
         async move {
             client
@@ -32,7 +31,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
                 .await
         }
     })
-    .await;
+    .await?;
     many::finish(context, &args.kernels, results, |kernel| {
         context.output.notice(&format!("kernel '{}' is deleted", kernel.name));
         Ok(())

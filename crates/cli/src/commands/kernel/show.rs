@@ -21,11 +21,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
-    let results = many::each(&args.kernels, |kernel| {
-        let client = client.clone();
-        async move { client.get::<Kernel>(&path("kernels", &kernel, "")).await }
+    let results = many::each(&client, &args.kernels, |client, kernel| async move {
+        client.get::<Kernel>(&path("kernels", &kernel, "")).await
     })
-    .await;
+    .await?;
     many::finish(context, &args.kernels, results, |kernel| {
         context.output.bytes(
             fields(&[

@@ -25,14 +25,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let vms = args.which.vms;
     let suffix = if args.force { "?force=true" } else { "" };
     let several = vms.len() > 1;
-    let results = many::each(&vms, |vm| {
-        let client = client.clone();
+    let results = many::each(&client, &vms, |client, vm| {
         let mut progress = context.board.track(several.then_some(&*vm));
         async move {
             client.change::<(), VmView>(Method::DELETE, &path("vms", &vm, suffix), None, &mut progress).await
         }
     })
-    .await;
+    .await?;
     many::finish(context, &vms, results, |vm| {
         context.output.notice(&format!("'{}' is deleted", vm.name));
         Ok(())

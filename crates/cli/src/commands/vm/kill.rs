@@ -25,8 +25,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let vms = args.which.vms;
     let request = KillVm { signal: args.signal.map(|s| plain(&s)) };
     let several = vms.len() > 1;
-    let results = many::each(&vms, |vm| {
-        let (client, request) = (client.clone(), request.clone());
+    let results = many::each(&client, &vms, |client, vm| {
+        let request = request.clone();
         let mut progress = context.board.track(several.then_some(&*vm));
         async move {
             client
@@ -34,7 +34,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
                 .await
         }
     })
-    .await;
+    .await?;
     many::finish(context, &vms, results, |vm| {
         context.output.notice(&format!("'{}' is {}", vm.name, vm.state));
         Ok(())

@@ -1,5 +1,6 @@
 //! `banger vm logs`, `banger logs`
 
+use bytes::Bytes;
 use hyper::Method;
 
 use crate::client::path;
@@ -7,6 +8,8 @@ use crate::commands::args::VmArg;
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::pump::OutputPump;
+use crate::tame::Tame;
+use crate::terminal;
 
 /// Show a VM's log: its VMM's, or the guest's serial console
 #[derive(Debug, clap::Args)]
@@ -27,15 +30,22 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let mut log =
         context.client()?.stream(Method::GET, &path("vms", &args.which.vm, &query), None::<&()>).await?;
     let mut output = OutputPump::spawn();
+    let mut tame = terminal::stdout_is_terminal().then(Tame::default);
     loop {
         let chunk = tokio::select! {
             chunk = log.next() => chunk?,
             error = output.failed() => return Err(CliError::stdout(&error)),
         };
         match chunk {
-            Some(chunk) => output.write(chunk).await.map_err(|e| CliError::stdout(&e))?,
+            Some(chunk) => {
+                let chunk = tame.as_mut().map_or_else(|| chunk.clone(), |tame| tame.feed(&chunk).into());
+                output.write(chunk).await.map_err(|e| CliError::stdout(&e))?;
+            }
             None => break,
         }
+    }
+    if let Some(tame) = tame {
+        output.write(Bytes::from_static(tame.finish())).await.map_err(|e| CliError::stdout(&e))?;
     }
     output.finish().await.map_err(|e| CliError::stdout(&e))?;
     Ok(0)

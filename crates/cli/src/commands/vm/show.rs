@@ -19,11 +19,13 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
     let vms = args.which.vms;
-    let results = many::each(&vms, |vm| {
-        let client = client.clone();
-        async move { client.get::<VmView>(&path("vms", &vm, "")).await }
-    })
-    .await;
+    let results =
+        many::each(
+            &client,
+            &vms,
+            |client, vm| async move { client.get::<VmView>(&path("vms", &vm, "")).await },
+        )
+        .await?;
     many::finish(context, &vms, results, |vm| context.output.bytes(render(vm).as_bytes()))
 }
 

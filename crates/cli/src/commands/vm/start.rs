@@ -25,8 +25,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
     let vms = args.which.vms;
     let several = vms.len() > 1;
-    let results = many::each(&vms, |vm| {
-        let client = client.clone();
+    let results = many::each(&client, &vms, |client, vm| {
         let mut progress = context.board.track(several.then_some(&*vm));
         async move {
             client
@@ -34,7 +33,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
                 .await
         }
     })
-    .await;
+    .await?;
     if context.output.json {
         let documents =
             results.into_iter().map(|r| r.and_then(|c| timings::document(&c, args.timings))).collect();

@@ -40,10 +40,10 @@ pub(super) async fn act(
     let client = context.client()?;
     let request = StopVm { timeout_ms: timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)) };
     let several = vms.len() > 1;
-    let results = many::each(vms, |vm| {
-        let (client, request) = (client.clone(), request.clone());
+    let results = many::each(&client, vms, |client, vm| {
+        let request = request.clone();
         let mut progress = context.board.track(several.then_some(&*vm));
         async move { client.change(Method::POST, &path("vms", &vm, suffix), Some(&request), &mut progress).await }
     });
-    Ok(results.await)
+    results.await
 }
