@@ -1,0 +1,341 @@
+//! A throw-away installation of banger: its own state, sockets, configuration and caches, the real
+//! binaries, and at its end the proof that nothing is left.
+//!
+//! Owns one directory below `/tmp` whose name marks everything that belongs to it. Must never see
+//! another installation, nor end a process that does not carry its mark.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::leaks::{Kind, Scope, Snapshot, Thing, list};
+use crate::{Output, Run, Seed, tree, wait};
+
+/// The directory of the binaries under test: `BANGER_BIN_DIR`, else what `make` builds.
+///
+/// # Panics
+/// When there is no `banger` in it.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
+    let usual = || workspace_dir().join("target/banger");
+    let dir = std::env::var_os("BANGER_BIN_DIR").map_or_else(usual, PathBuf::from);
+    assert!(
+        dir.join("banger").exists(),
+        "no banger in {}: run `make build` or set BANGER_BIN_DIR",
+        dir.display()
+    );
+    dir
+}
+
+/// The workspace's top directory.
+///
+/// # Panics
+/// Never: the crate lies two directories below it.
+#[must_use]
+pub fn workspace_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/testkit is two down").to_owned()
+}
+
+/// A throw-away installation. Dropping it ends its daemon and fails the test if anything is left.
+#[derive(Debug)]
+pub struct Sandbox {
+    root: PathBuf,
+    bin: PathBuf,
+    scope: Scope,
+    before: Snapshot,
+    via: Vec<String>,
+}
+
+impl Sandbox {
+    /// One with nothing in it: no kernel, no image.
+    #[must_use]
+    pub fn empty() -> Self {
+        let root =
+            tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp").expect("a directory in /tmp").keep();
+        for dir in ["state", "run", "home", "cache", "config", "tmp", "work"] {
+            fs::DirBuilder::new().mode(0o700).create(root.join(dir)).expect("a directory");
+        }
+        // passt gives root up for nobody, and must still reach its VM's socket directory; the
+        // private ones are inside.
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o711)).expect("its mode");
+        fs::write(root.join("owner"), std::process::id().to_string()).expect("a file");
+        let scope = Scope { markers: Scope::of(&root).markers, dirs: Vec::new() };
+        let before = scope.snapshot();
+        Self { root, bin: bin_dir(), scope, before, via: Vec::new() }
+    }
+
+    /// One that has what the seed holds.
+    #[must_use]
+    pub fn with(seed: &Seed) -> Self {
+        let sandbox = Self::empty();
+        tree::link(seed.state(), &sandbox.state());
+        sandbox
+    }
+
+    /// A kernel and the bare busybox image.
+    #[must_use]
+    pub fn bare() -> Self {
+        Self::with(&Seed::bare())
+    }
+
+    /// A kernel, the bare image and the default Debian image.
+    #[must_use]
+    pub fn debian() -> Self {
+        Self::with(&Seed::debian())
+    }
+
+    /// Runs every command through a prefix, such as `ip netns exec NAME`.
+    #[must_use]
+    pub fn through(mut self, prefix: &[&str]) -> Self {
+        self.via = prefix.iter().map(|w| (*w).to_owned()).collect();
+        self
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// The runtime directory.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// A directory for the test's own files.
+    #[must_use]
+    pub fn work(&self, name: &str) -> PathBuf {
+        self.root.join("work").join(name)
+    }
+
+    /// Writes the configuration file; a daemon reads it when it starts.
+    pub fn configure(&self, toml: &str) {
+        fs::write(self.root.join("config/config.toml"), toml).expect("a file");
+    }
+
+    /// Any program in this sandbox's environment.
+    #[must_use]
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Run {
+        let mut run = match self.via.split_first() {
+            None => Run::new(program),
+            Some((first, rest)) => Run::new(first).args(rest).arg(program),
+        };
+        for (key, value) in self.environment() {
+            run = run.env(key, value);
+        }
+        run.dir(self.root.join("work"))
+    }
+
+    /// `banger` with these arguments.
+    #[must_use]
+    pub fn banger<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
+        self.program(self.bin.join("banger")).args(args)
+    }
+
+    /// The variables that make an installation this one.
+    #[must_use]
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let path = |name: &str| self.root.join(name).to_string_lossy().into_owned();
+        [
+            ("BANGER_STATE_DIR", path("state")),
+            ("BANGER_RUNTIME_DIR", path("run")),
+            ("BANGER_CONFIG", path("config/config.toml")),
+            ("HOME", path("home")),
+            ("XDG_STATE_HOME", path("home")),
+            ("XDG_RUNTIME_DIR", path("run")),
+            ("XDG_CONFIG_HOME", path("config")),
+            ("XDG_CACHE_HOME", path("cache")),
+            ("TMPDIR", path("tmp")),
+            ("LANG", "C.UTF-8".to_owned()),
+        ]
+        .map(|(k, v)| (k.to_owned(), v))
+        .into()
+    }
+
+    /// Makes and starts a small VM; `more` are further flags of `vm create`.
+    #[must_use]
+    pub fn vm(&self, name: &str, image: &str, more: &[&str]) -> Vm<'_> {
+        let args = ["vm", "create", "--name", name, "--image", image, "--vcpu", "1"];
+        self.banger(args).args(more).within(Duration::from_secs(180)).go().ok().done();
+        Vm { sandbox: self, name: name.to_owned() }
+    }
+
+    /// A VM that is there already.
+    #[must_use]
+    pub fn existing(&self, name: &str) -> Vm<'_> {
+        Vm { sandbox: self, name: name.to_owned() }
+    }
+
+    /// The daemon's pid, if one runs.
+    #[must_use]
+    pub fn daemon(&self) -> Option<u32> {
+        let status = self.banger(["daemon", "status", "--json"]).go();
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
+        if status.get("running") != Some(&serde_json::Value::Bool(true)) {
+            return None;
+        }
+        status.get("pid")?.as_u64().and_then(|p| u32::try_from(p).ok())
+    }
+
+    /// The names of all VMs.
+    #[must_use]
+    pub fn vm_names(&self) -> Vec<String> {
+        let all = self.banger(["vm", "list", "-a", "--json"]).go().ok().json();
+        let all = all.as_array().expect("a list").clone();
+        all.iter().map(|vm| vm["name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    /// Passes when no VM has left a process, socket or file, while the daemon still runs.
+    #[track_caller]
+    pub fn no_vm_is_left(&self) {
+        let daemon = self.daemon().map(|p| p.to_string());
+        let left = wait::until(Duration::from_secs(10), || {
+            let now = self.left(daemon.as_deref());
+            now.is_empty().then_some(())
+        });
+        assert!(left.is_some(), "left behind by VMs that are gone:\n{}", list(&self.left(daemon.as_deref())));
+    }
+
+    fn left(&self, daemon: Option<&str>) -> Vec<Thing> {
+        let daemon_socket = self.runtime().join("bangerd.sock");
+        let mut left = self.scope.snapshot().since(&self.before);
+        left.retain(|t| match t.kind {
+            Kind::Process => Some(t.key.as_str()) != daemon,
+            Kind::Socket => daemon.is_none() || Path::new(&t.key) != daemon_socket,
+            _ => true,
+        });
+        for dir in [
+            self.state().join("vms"),
+            self.runtime().join("vms"),
+            self.state().join("tmp"),
+            self.root.join("tmp"),
+        ] {
+            left.extend(tree::walk(&dir).into_iter().map(|e| Thing {
+                kind: Kind::File,
+                key: e.path.to_string_lossy().into_owned(),
+                detail: String::new(),
+            }));
+        }
+        left
+    }
+
+    /// The daemon's log, its last part.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        crate::run::tail(&fs::read(self.state().join("bangerd.log")).unwrap_or_default())
+    }
+
+    fn stop_daemon(&self) -> Option<String> {
+        let pid = self.daemon()?;
+        let out = self.banger(["daemon", "stop"]).within(Duration::from_secs(30)).go();
+        let gone = || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(());
+        if wait::until(Duration::from_secs(10), gone).is_some() {
+            return None;
+        }
+        Some(format!("the daemon (pid {pid}) outlives `daemon stop`: {out}"))
+    }
+
+    fn finish(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        wrong.extend(self.stop_daemon());
+        let settled = wait::until(Duration::from_secs(5), || self.left(None).is_empty().then_some(()));
+        if settled.is_none() {
+            wrong.push(format!("left behind in {}:\n{}", self.root.display(), list(&self.left(None))));
+        }
+        let sockets: Vec<_> =
+            tree::walk(&self.runtime()).into_iter().filter(|e| e.socket).map(|e| e.path).collect();
+        if !sockets.is_empty() {
+            wrong.push(format!("socket files left behind: {sockets:?}"));
+        }
+        wrong
+    }
+
+    /// Ends what is left, which by now has been reported. Only what carries our mark.
+    fn sweep(&self) {
+        for thing in self.scope.processes() {
+            if let Some(pid) = thing.key.parse().ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let _ = wait::until(Duration::from_secs(5), || self.scope.processes().is_empty().then_some(()));
+        for mount in self.scope.snapshot().of(Kind::Mount).iter().rev() {
+            let _ = Run::new("umount").args(["-l", &mount.key]).go();
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- daemon log\n{}", self.log_tail());
+            if std::env::var_os("BANGER_TEST_KEEP").is_some() {
+                eprintln!("kept: {}", self.root.display());
+                return;
+            }
+            self.sweep();
+            return;
+        }
+        let wrong = self.finish();
+        if !wrong.is_empty() {
+            eprintln!("--- daemon log\n{}", self.log_tail());
+        }
+        self.sweep();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}
+
+/// A VM of a sandbox. Not deleted when dropped: that a test forgets it is a leak worth reporting.
+#[derive(Debug)]
+pub struct Vm<'a> {
+    sandbox: &'a Sandbox,
+    /// Its name.
+    pub name: String,
+}
+
+impl Vm<'_> {
+    /// `banger vm exec` of a command in it.
+    #[must_use]
+    pub fn exec<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Run {
+        self.exec_with(&[], argv)
+    }
+
+    /// The same with flags.
+    #[must_use]
+    pub fn exec_with<A: AsRef<OsStr>>(&self, flags: &[&str], argv: impl IntoIterator<Item = A>) -> Run {
+        self.sandbox.banger(["vm", "exec", &self.name]).args(flags).arg("--").args(argv)
+    }
+
+    /// A shell script in it.
+    #[must_use]
+    pub fn sh(&self, script: &str) -> Run {
+        self.exec(["sh", "-c", script])
+    }
+
+    /// What `vm show --json` says.
+    #[must_use]
+    pub fn show(&self) -> serde_json::Value {
+        self.sandbox.banger(["vm", "show", &self.name, "--json"]).go().ok().json()
+    }
+
+    /// `banger vm VERB NAME FLAGS…`.
+    #[must_use]
+    pub fn verb(&self, verb: &str, flags: &[&str]) -> Output {
+        self.sandbox.banger(["vm", verb, &self.name]).args(flags).within(Duration::from_secs(120)).go()
+    }
+
+    /// Deletes it, running or not.
+    pub fn delete(self) {
+        self.verb("delete", &["-f"]).ok().done();
+    }
+}

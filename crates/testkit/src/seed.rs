@@ -1,0 +1,120 @@
+//! What is slow to make and the same for every test: a state directory with a kernel and images,
+//! made once by the real commands and kept outside the tree.
+//!
+//! Owns `$BANGER_TEST_CACHE`, else `$XDG_CACHE_HOME/banger-tests`. A seed is named by a digest of
+//! the sources that decide what is in it, so that a change there makes a new one. A sandbox gets
+//! its files by hard link (images and kernels are never modified) and its database by copy.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::sandbox::{Sandbox, workspace_dir};
+use crate::{bare, tree};
+
+/// A filled state directory. Never run a daemon in it.
+#[derive(Debug)]
+pub struct Seed {
+    state: PathBuf,
+}
+
+impl Seed {
+    /// The kernel `debian-cloud` and the image `bare`.
+    #[must_use]
+    pub fn bare() -> Self {
+        Self::get("bare", None, &[&["kernel", "pull", "debian-cloud"]], true)
+    }
+
+    /// Besides, the default image `debian`.
+    #[must_use]
+    pub fn debian() -> Self {
+        Self::get("debian", Some(Self::bare()), &[&["image", "build", "debian"]], false)
+    }
+
+    /// Besides, `sshd`: a small Debian with an OpenSSH server, for the benchmark's comparison.
+    #[must_use]
+    pub fn sshd() -> Self {
+        let build: &[&str] = &["image", "build", "debian", "--name", "sshd", "--include", "openssh-server"];
+        Self::get("sshd", Some(Self::bare()), &[build], false)
+    }
+
+    /// The state directory to take from.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The kernel's own files in it.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.state.join("kernels/debian-cloud")
+    }
+
+    fn get(name: &str, base: Option<Self>, commands: &[&[&str]], bare_image: bool) -> Self {
+        let cache = cache_dir();
+        fs::create_dir_all(&cache).expect("the test cache can be made");
+        let dir = cache.join(format!("{name}-{}", key()));
+        let seed = Self { state: dir };
+        // One process fills it; the others wait at the lock and find it filled.
+        let lock = fs::File::create(cache.join(format!("{name}.lock"))).expect("a lock file");
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock");
+        if seed.state.exists() {
+            return seed;
+        }
+        eprintln!("filling the test cache: {} (kept in {})", name, cache.display());
+        let sandbox = base.map_or_else(Sandbox::empty, |base| Sandbox::with(&base));
+        for command in commands {
+            sandbox.banger(*command).within(Duration::from_secs(900)).go().ok().done();
+        }
+        if bare_image {
+            let dir = sandbox.work("bare");
+            assert!(bare::lay_out(&dir), "the bare image needs busybox-static: run scripts/setup");
+            sandbox.banger(["image", "import", "bare"]).arg(&dir).go().ok().done();
+        }
+        sandbox.banger(["daemon", "stop"]).go().ok().done();
+        publish(&sandbox.state(), &seed.state);
+        drop(lock);
+        seed
+    }
+}
+
+/// Copies what lasts (not the log, not scratch) and shows it under its name all at once.
+fn publish(state: &Path, target: &Path) {
+    let parent = target.parent().expect("the cache");
+    let fresh = tempfile::Builder::new().prefix(".fresh-").tempdir_in(parent).expect("a directory").keep();
+    for entry in fs::read_dir(state).expect("a state directory").flatten() {
+        let name = entry.file_name();
+        let text = name.to_string_lossy();
+        if text == "images" || text == "kernels" {
+            tree::link(&entry.path(), &fresh.join(&name));
+        } else if text.starts_with("banger.db") {
+            fs::copy(entry.path(), fresh.join(&name)).expect("a copy of the database");
+        }
+    }
+    fs::rename(&fresh, target).expect("the seed can be published");
+}
+
+fn cache_dir() -> PathBuf {
+    let var = |key: &str| std::env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("BANGER_TEST_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("banger-tests")))
+        .or_else(|| var("HOME").map(|d| d.join(".cache/banger-tests")))
+        .unwrap_or_else(|| PathBuf::from("/tmp/banger-tests"))
+}
+
+/// A digest of everything that decides what a seed holds: the sources of the rooms that make
+/// images and kernels, and that keep their records.
+fn key() -> String {
+    let mut digest = Sha256::new();
+    for room in ["crates/image/src", "crates/store/src"] {
+        for entry in tree::walk(&workspace_dir().join(room)) {
+            if !entry.dir {
+                digest.update(entry.path.to_string_lossy().as_bytes());
+                digest.update(fs::read(&entry.path).expect("a source file"));
+            }
+        }
+    }
+    digest.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,145 @@
+//! The house's own rules, checked on the sources: which crate may use which, and what must not be
+//! written anywhere.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use banger_testkit::{Run, workspace_dir};
+
+/// Arrows point from a crate to those below it, never up.
+const FROM_TOP_TO_BOTTOM: &[&str] = &[
+    "cli",
+    "daemon",
+    "helper",
+    "agent",
+    "workspace",
+    "image",
+    "network",
+    "vmm",
+    "channel",
+    "store",
+    "protocol",
+    "model",
+];
+
+/// Crate to the workspace crates that its shipped code uses, without the `banger-`.
+fn arrows() -> BTreeMap<String, Vec<String>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut run = Run::new(cargo).args(["metadata", "--no-deps", "--format-version=1", "--offline"]);
+    for key in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+        if let Some(value) = std::env::var_os(key) {
+            run = run.env(key, value);
+        }
+    }
+    let metadata = run.dir(workspace_dir()).go().ok().json();
+    let short =
+        |v: &serde_json::Value| v["name"].as_str().unwrap().strip_prefix("banger-").map(str::to_owned);
+    let mut found = BTreeMap::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let uses = package["dependencies"].as_array().unwrap();
+        let uses = uses.iter().filter(|d| d["kind"].as_str() != Some("dev")).filter_map(short).collect();
+        found.insert(short(package).unwrap(), uses);
+    }
+    found
+}
+
+fn wrong_arrows(arrows: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let level = |name: &str| FROM_TOP_TO_BOTTOM.iter().position(|n| *n == name);
+    let mut wrong = Vec::new();
+    for (user, used) in arrows.iter().flat_map(|(user, all)| all.iter().map(move |used| (user, used))) {
+        let fine = match (user.as_str(), level(user), level(used)) {
+            (_, _, None) => false,
+            ("testkit", _, _) => true,
+            ("cli", _, _) => matches!(used.as_str(), "protocol" | "model"),
+            (_, Some(from), Some(to)) => from < to,
+            _ => false,
+        };
+        if !fine {
+            wrong.push(format!("{user} -> {used}"));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn arrows_of_use_point_down_only() {
+    let arrows = arrows();
+    assert!(arrows.len() >= 12, "{arrows:?}");
+    assert_eq!(wrong_arrows(&arrows), Vec::<String>::new());
+}
+
+#[test]
+fn an_arrow_that_points_up_or_at_the_testkit_is_seen() {
+    let planted =
+        |user: &str, used: &str| wrong_arrows(&BTreeMap::from([(user.to_owned(), vec![used.to_owned()])]));
+    assert_eq!(planted("model", "protocol"), ["model -> protocol"]);
+    assert_eq!(planted("daemon", "testkit"), ["daemon -> testkit"]);
+    assert_eq!(
+        planted("cli", "daemon"),
+        ["cli -> daemon"],
+        "the command line talks to the daemon, never links it"
+    );
+    assert!(planted("daemon", "model").is_empty());
+}
+
+fn tracked_files() -> Vec<PathBuf> {
+    let out =
+        Run::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).dir(workspace_dir()).go().ok();
+    let names = out.stdout.split(|b| *b == 0).filter(|n| !n.is_empty());
+    let files: Vec<_> = names.map(|n| workspace_dir().join(String::from_utf8_lossy(n).as_ref())).collect();
+    assert!(files.len() > 50, "only {} tracked files", files.len());
+    files
+}
+
+#[test]
+fn no_file_names_a_registry_host() {
+    // Written in pieces, or this file would be the first to be found.
+    let hosts = [["static.crates", "io"], ["index.crates", "io"], ["deb.debian", "org"], ["docker", "io"]];
+    let hosts = hosts.map(|h| h.join("."));
+    let mut found = Vec::new();
+    for file in tracked_files().into_iter().filter(|f| f.file_name().is_some_and(|n| n != "Cargo.lock")) {
+        let text = std::fs::read(&file).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        found.extend(
+            hosts.iter().filter(|h| text.contains(h.as_str())).map(|h| format!("{}: {h}", file.display())),
+        );
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn modules_say_what_they_own_and_have_names_that_say_something() {
+    let mut wrong = Vec::new();
+    for file in tracked_files() {
+        if file.extension().is_none_or(|e| e != "rs") || !file.exists() {
+            continue;
+        }
+        let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned();
+        if ["util", "utils", "common", "helpers", "misc"].contains(&stem.as_str()) {
+            wrong.push(format!("{}: a name for anything", file.display()));
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        if !text.starts_with("//!") {
+            wrong.push(format!("{}: does not begin by saying what it owns", file.display()));
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn documents_point_at_files_that_are_there() {
+    let mut dead = Vec::new();
+    for file in tracked_files().into_iter().filter(|f| f.extension().is_some_and(|e| e == "md")) {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let here = file.parent().unwrap_or(Path::new("/"));
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap_or_default();
+            if !path.is_empty() && !path.contains("://") && !here.join(path).exists() {
+                dead.push(format!("{}: {target}", file.display()));
+            }
+        }
+    }
+    assert_eq!(dead, Vec::<String>::new());
+}
