@@ -1,1 +1,66 @@
-//! Placeholder.
+//! The daemon: composition root, HTTP API and the services behind it.
+//!
+//! Owns the life of every VM, image and workspace of one user. Must never need root, and never end
+//! a VM by ending itself.
+
+mod api;
+mod artifacts;
+mod config;
+mod daemon;
+mod doctor;
+mod exec;
+mod op;
+mod startup;
+mod vm;
+mod workspace;
+
+use std::fs::File;
+use std::io::Write;
+
+use banger_model::{Error, ErrorCode, Result};
+use banger_protocol::api::ErrorBody;
+
+use crate::daemon::Daemon;
+use crate::startup::{Dirs, Lock, start_log};
+
+/// Runs the daemon until it is told to end. `ready` gets one line of JSON: `{"ready":{"pid":…}}`
+/// once the socket answers, or `{"error":{…}}`.
+///
+/// # Errors
+/// What kept it from starting, or ended it.
+pub fn run(mut ready: Option<File>) -> Result<()> {
+    // Every file, directory and socket from here on belongs to us alone from birth.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let outcome = start(&mut ready);
+    if let Err(error) = &outcome {
+        tracing::error!(code = %error.code, %error, "the daemon could not start");
+        let body = ErrorBody::new(error.clone(), None);
+        say(&mut ready, &serde_json::json!({ "error": body }));
+    }
+    outcome
+}
+
+fn start(ready: &mut Option<File>) -> Result<()> {
+    let dirs = Dirs::open()?;
+    let _lock = Lock::take(&dirs.runtime)?;
+    start_log(&dirs.state)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(ErrorCode::Internal, format!("no runtime: {e}")))?;
+    runtime.block_on(async {
+        let daemon = Daemon::open(dirs).await?;
+        let listener = daemon.bind()?;
+        tracing::info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "daemon ready");
+        say(ready, &serde_json::json!({ "ready": { "pid": std::process::id() } }));
+        daemon.serve(listener).await
+    })
+}
+
+/// One line to whoever started us, once.
+fn say(ready: &mut Option<File>, line: &serde_json::Value) {
+    if let Some(mut file) = ready.take() {
+        let _ = writeln!(file, "{line}");
+    }
+}

@@ -1,2 +1,46 @@
-//! The daemon.
-fn main() {}
+//! `bangerd`: arguments, and nothing else.
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The banger daemon. The `banger` command starts it by itself.
+#[derive(Debug, Parser)]
+#[command(name = "bangerd", version)]
+struct Arguments {
+    /// Write one line of JSON to this descriptor when ready, or why not.
+    #[arg(long, value_name = "FD")]
+    ready_fd: Option<RawFd>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let ready = match arguments.ready_fd.map(inherited).transpose() {
+        Ok(ready) => ready,
+        Err(message) => return complain(message),
+    };
+    match banger_daemon::run(ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(error),
+    }
+}
+
+fn inherited(fd: RawFd) -> Result<File, String> {
+    if fd <= 2 || std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
+        return Err(format!("--ready-fd {fd} is not a descriptor we were given"));
+    }
+    #[expect(unsafe_code, reason = "the only way to own a descriptor that the parent passed by number")]
+    // SAFETY: checked above to be open and above the standard three, and nothing else in this
+    // process has been told of it: this is the first thing main does.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC).map_err(|e| e.to_string())?;
+    Ok(File::from(owned))
+}
+
+#[expect(clippy::print_stderr, reason = "the last words of a daemon that has no client to tell")]
+fn complain(error: impl std::fmt::Display) -> ExitCode {
+    eprintln!("bangerd: {error}");
+    ExitCode::FAILURE
+}

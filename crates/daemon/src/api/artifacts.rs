@@ -1,0 +1,125 @@
+//! Routes about images and kernels.
+
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use banger_model::{Image, Kernel};
+use banger_protocol::api::{
+    AvailableKernel, BuildImage, ErrorEnvelope, ImportImage, ImportKernel, PullKernel,
+};
+
+use super::respond::{Failure, operation};
+use super::{App, Required};
+use crate::op::Op;
+
+/// All images.
+#[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<Image>)))]
+pub(crate) async fn list_images(State(daemon): App) -> Result<axum::Json<Vec<Image>>, Failure> {
+    Ok(axum::Json(daemon.artifacts.list_images()?))
+}
+
+/// One image.
+#[utoipa::path(get, path = "/v1/images/{image}", params(("image" = String, Path)),
+    responses((status = 200, body = Image), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn show_image(
+    State(daemon): App,
+    Path(image): Path<String>,
+) -> Result<axum::Json<Image>, Failure> {
+    Ok(axum::Json(daemon.artifacts.image(&image)?))
+}
+
+/// Deletes an image that no VM uses.
+#[utoipa::path(delete, path = "/v1/images/{image}", params(("image" = String, Path)),
+    responses((status = 200, body = Image), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn delete_image(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(image): Path<String>,
+) -> Response {
+    operation("image delete", &headers, move |_: Op| async move { daemon.artifacts.delete_image(&image) })
+        .await
+}
+
+/// Builds an image.
+#[utoipa::path(post, path = "/v1/images/build", request_body = BuildImage,
+    responses((status = 200, body = Image), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn build_image(
+    State(daemon): App,
+    headers: HeaderMap,
+    Required(request): Required<BuildImage>,
+) -> Response {
+    let work = move |op: Op| async move { daemon.artifacts.build(&op, &request).await };
+    operation("image build", &headers, work).await
+}
+
+/// Takes in a directory, tar archive or squashfs file.
+#[utoipa::path(post, path = "/v1/images/import", request_body = ImportImage,
+    responses((status = 200, body = Image), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn import_image(
+    State(daemon): App,
+    headers: HeaderMap,
+    Required(request): Required<ImportImage>,
+) -> Response {
+    let work = move |op: Op| async move { daemon.artifacts.import_image(&op, request).await };
+    operation("image import", &headers, work).await
+}
+
+/// All kernels.
+#[utoipa::path(get, path = "/v1/kernels", responses((status = 200, body = Vec<Kernel>)))]
+pub(crate) async fn list_kernels(State(daemon): App) -> Result<axum::Json<Vec<Kernel>>, Failure> {
+    Ok(axum::Json(daemon.artifacts.list_kernels()?))
+}
+
+/// Kernels that can be pulled.
+#[utoipa::path(get, path = "/v1/kernels/available", responses((status = 200, body = Vec<AvailableKernel>)))]
+pub(crate) async fn available_kernels(
+    State(daemon): App,
+) -> Result<axum::Json<Vec<AvailableKernel>>, Failure> {
+    Ok(axum::Json(daemon.artifacts.available_kernels()?))
+}
+
+/// One kernel.
+#[utoipa::path(get, path = "/v1/kernels/{kernel}", params(("kernel" = String, Path)),
+    responses((status = 200, body = Kernel), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn show_kernel(
+    State(daemon): App,
+    Path(kernel): Path<String>,
+) -> Result<axum::Json<Kernel>, Failure> {
+    Ok(axum::Json(daemon.artifacts.kernel(&kernel)?))
+}
+
+/// Deletes a kernel that no VM uses.
+#[utoipa::path(delete, path = "/v1/kernels/{kernel}", params(("kernel" = String, Path)),
+    responses((status = 200, body = Kernel), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn delete_kernel(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(kernel): Path<String>,
+) -> Response {
+    let work = move |op: Op| async move { daemon.artifacts.delete_kernel(&op, &kernel).await };
+    operation("kernel delete", &headers, work).await
+}
+
+/// Pulls a kernel of the catalog.
+#[utoipa::path(post, path = "/v1/kernels/pull", request_body = PullKernel,
+    responses((status = 200, body = Kernel), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn pull_kernel(
+    State(daemon): App,
+    headers: HeaderMap,
+    Required(request): Required<PullKernel>,
+) -> Response {
+    let work = move |op: Op| async move { daemon.artifacts.pull_kernel(&op, request).await };
+    operation("kernel pull", &headers, work).await
+}
+
+/// Takes in a kernel from a directory.
+#[utoipa::path(post, path = "/v1/kernels/import", request_body = ImportKernel,
+    responses((status = 200, body = Kernel), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn import_kernel(
+    State(daemon): App,
+    headers: HeaderMap,
+    Required(request): Required<ImportKernel>,
+) -> Response {
+    let work = move |op: Op| async move { daemon.artifacts.import_kernel(&op, request).await };
+    operation("kernel import", &headers, work).await
+}

@@ -1,0 +1,57 @@
+//! The exec route: JSON in, then the connection becomes the exec stream.
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use banger_model::Error;
+use banger_protocol::api::{ErrorEnvelope, ExecRequest};
+use banger_protocol::exec::UPGRADE;
+use hyper_util::rt::TokioIo;
+use tracing::Instrument;
+
+use super::respond::{Failure, with_op};
+use super::{App, parse};
+use crate::exec;
+use crate::op::Op;
+
+/// The largest request body: arguments and environment together are at most this long in the
+/// guest too (execve(2), a quarter of the stack limit, with room for their encoding).
+pub(crate) const MAX_REQUEST: usize = 8 << 20;
+
+/// Runs a command: answers 101 and speaks the exec stream (docs/protocols.md) from then on.
+#[utoipa::path(post, path = "/v1/vms/{vm}/exec", params(("vm" = String, Path)), request_body = ExecRequest,
+    responses((status = 101, description = "the exec stream begins"), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn exec(
+    State(daemon): App,
+    Path(vm): Path<String>,
+    mut request: Request,
+) -> Result<Response, Failure> {
+    let op = Op::new(None);
+    let span = tracing::info_span!("op", op_id = op.id().as_str(), operation = "exec");
+    let failure = |e: Error| Failure::new(e, &op);
+    if !upgrades(request.headers()) {
+        return Err(failure(Error::invalid(format!("exec needs the header 'Upgrade: {UPGRADE}'"))));
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let body = axum::body::to_bytes(request.into_body(), MAX_REQUEST)
+        .await
+        .map_err(|e| failure(Error::invalid(format!("the request's body cannot be read: {e}"))))?;
+    let command: ExecRequest = parse(&body).map_err(failure)?;
+    let (vm, live) = daemon.vms.running(&vm).map_err(failure)?;
+    let opened = exec::open(&op, &vm, &live, command).instrument(span.clone()).await.map_err(failure)?;
+    let id = op.id().clone();
+    let stream = async move {
+        match upgrade.await {
+            Ok(upgraded) => opened.join(&op, TokioIo::new(upgraded)).await,
+            Err(error) => tracing::info!(%error, "the client left before its command began"),
+        }
+    };
+    tokio::spawn(stream.instrument(span));
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, UPGRADE)];
+    Ok(with_op((StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response(), Some(&id)))
+}
+
+fn upgrades(headers: &HeaderMap) -> bool {
+    headers.get(header::UPGRADE).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(UPGRADE.as_bytes()))
+}

@@ -1,0 +1,214 @@
+//! Routes about VMs and their workspaces.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use banger_model::{Error, VmView};
+use banger_protocol::api::{
+    CreateVm, CreatedVm, EXPORT, ErrorEnvelope, ExportRequest, KillVm, PreparePlan, PrepareRequest, StopVm,
+};
+use serde::Deserialize;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::ReaderStream;
+
+use super::respond::{Failure, accepts_ndjson, operation, operation_and_hold, with_op};
+use super::{App, Json, Required};
+use crate::op::Op;
+use crate::vm::STOP_TIMEOUT;
+
+/// Query of the list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(default)]
+pub(crate) struct ListQuery {
+    /// Include those that are not up.
+    all: bool,
+}
+
+/// Query of a delete.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(default)]
+pub(crate) struct DeleteQuery {
+    /// Delete it although it runs.
+    force: bool,
+}
+
+/// All VMs, oldest first.
+#[utoipa::path(get, path = "/v1/vms", params(ListQuery), responses((status = 200, body = Vec<VmView>)))]
+pub(crate) async fn list(
+    State(daemon): App,
+    Query(query): Query<ListQuery>,
+) -> Result<axum::Json<Vec<VmView>>, Failure> {
+    Ok(axum::Json(daemon.vms.list(query.all)?))
+}
+
+/// Makes a VM, starts it and copies a repository in: all or nothing.
+#[utoipa::path(post, path = "/v1/vms", request_body = CreateVm, responses((status = 200, body = CreatedVm),
+    (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn create(
+    State(daemon): App,
+    headers: HeaderMap,
+    Json(request): Json<CreateVm>,
+) -> Response {
+    if request.rm && !accepts_ndjson(&headers) {
+        return Failure::from(Error::invalid("a VM that goes with its connection needs an event stream"))
+            .into_response();
+    }
+    let (rm, holder) = (request.rm, daemon.clone());
+    let work = move |op: Op| async move {
+        let vm = daemon.vms.create(&op, &daemon.workspaces, request).await?;
+        Ok(CreatedVm { vm: daemon.vms.view(vm), timings: op.timings() })
+    };
+    let hold = move |op: Op, created: CreatedVm| async move {
+        if rm {
+            holder.vms.delete_with_connection(&op, &created.vm.id).await;
+        }
+    };
+    operation_and_hold("create", &headers, work, hold).await
+}
+
+/// One VM.
+#[utoipa::path(get, path = "/v1/vms/{vm}", params(("vm" = String, Path)), responses((status = 200, body = VmView),
+    (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn show(State(daemon): App, Path(vm): Path<String>) -> Result<axum::Json<VmView>, Failure> {
+    Ok(axum::Json(daemon.vms.show(&vm)?))
+}
+
+/// Deletes a VM and all it owns.
+#[utoipa::path(delete, path = "/v1/vms/{vm}", params(("vm" = String, Path), DeleteQuery),
+    responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn delete(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(vm): Path<String>,
+    Query(query): Query<DeleteQuery>,
+) -> Response {
+    let work = move |op: Op| async move {
+        let deleted = daemon.vms.delete(&op, &vm, query.force).await?;
+        Ok(daemon.vms.view(deleted))
+    };
+    operation("delete", &headers, work).await
+}
+
+/// Starts a VM.
+#[utoipa::path(post, path = "/v1/vms/{vm}/start", params(("vm" = String, Path)),
+    responses((status = 200, body = CreatedVm), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn start(State(daemon): App, headers: HeaderMap, Path(vm): Path<String>) -> Response {
+    let work = move |op: Op| async move {
+        let vm = daemon.vms.start(&op, &vm).await?;
+        Ok(CreatedVm { vm: daemon.vms.view(vm), timings: op.timings() })
+    };
+    operation("start", &headers, work).await
+}
+
+/// Powers a VM off in good order.
+#[utoipa::path(post, path = "/v1/vms/{vm}/stop", params(("vm" = String, Path)), request_body = StopVm,
+    responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn stop(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(vm): Path<String>,
+    Json(request): Json<StopVm>,
+) -> Response {
+    let work = move |op: Op| async move {
+        let vm = daemon.vms.stop(&op, &vm, timeout(&request)).await?;
+        Ok(daemon.vms.view(vm))
+    };
+    operation("stop", &headers, work).await
+}
+
+/// Powers a VM off in good order and boots it again.
+#[utoipa::path(post, path = "/v1/vms/{vm}/restart", params(("vm" = String, Path)), request_body = StopVm,
+    responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn restart(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(vm): Path<String>,
+    Json(request): Json<StopVm>,
+) -> Response {
+    let work = move |op: Op| async move {
+        let vm = daemon.vms.restart(&op, &vm, timeout(&request)).await?;
+        Ok(daemon.vms.view(vm))
+    };
+    operation("restart", &headers, work).await
+}
+
+/// Sends a VM's machine monitor a signal.
+#[utoipa::path(post, path = "/v1/vms/{vm}/kill", params(("vm" = String, Path)), request_body = KillVm,
+    responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn kill(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(vm): Path<String>,
+    Json(request): Json<KillVm>,
+) -> Response {
+    let work = move |op: Op| async move {
+        let vm = daemon.vms.kill(&op, &vm, request.signal.as_deref()).await?;
+        Ok(daemon.vms.view(vm))
+    };
+    operation("kill", &headers, work).await
+}
+
+/// Copies a repository into a running VM.
+#[utoipa::path(post, path = "/v1/vms/{vm}/workspace/prepare", params(("vm" = String, Path)),
+    request_body = PrepareRequest, responses((status = 200, body = PreparePlan), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn prepare(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(vm): Path<String>,
+    Required(request): Required<PrepareRequest>,
+) -> Response {
+    let work = move |op: Op| async move {
+        let (vm, live) = daemon.vms.running(&vm)?;
+        let packed = daemon.workspaces.pack(&op, &request).await?;
+        daemon.workspaces.send(&op, &vm.id, &live.agent().await?, packed).await
+    };
+    operation("prepare", &headers, work).await
+}
+
+/// What a prepare would copy; needs no VM.
+#[utoipa::path(post, path = "/v1/workspace/plan", request_body = PrepareRequest,
+    responses((status = 200, body = PreparePlan), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn plan(
+    State(daemon): App,
+    Required(request): Required<PrepareRequest>,
+) -> Result<axum::Json<PreparePlan>, Failure> {
+    Ok(axum::Json(daemon.workspaces.preflight(&request).await?))
+}
+
+/// What the guest did, as a patch: one line of JSON, then the patch.
+#[utoipa::path(post, path = "/v1/vms/{vm}/workspace/export", params(("vm" = String, Path)),
+    request_body = ExportRequest,
+    responses((status = 200, content_type = "application/vnd.banger.export", description = "ExportSummary as one line, then the patch"),
+    (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn export(
+    State(daemon): App,
+    Path(vm): Path<String>,
+    Json(request): Json<ExportRequest>,
+) -> Result<Response, Failure> {
+    let op = Op::new(None);
+    // Dropping this future, as the server does when the client goes away, cancels the operation.
+    let _guard = op.cancel_token().clone().drop_guard();
+    let failure = |e: Error| Failure::new(e, &op);
+    let (vm, live) = daemon.vms.running(&vm).map_err(failure)?;
+    let agent = live.agent().await.map_err(failure)?;
+    let patch = daemon.workspaces.export(&op, &vm, &agent, request).await.map_err(failure)?;
+    let mut head = serde_json::to_vec(&patch.summary).map_err(|e| failure(Error::internal(e.to_string())))?;
+    head.push(b'\n');
+    let file = tokio::fs::File::open(&patch.path)
+        .await
+        .map_err(|e| failure(Error::internal(format!("the patch cannot be read: {e}"))))?;
+    // The patch's scratch directory lives as long as the body that reads from it.
+    let body = ReaderStream::new(std::io::Cursor::new(head).chain(file));
+    let body = futures_util::StreamExt::map(body, move |piece| {
+        let _held = &patch;
+        piece
+    });
+    Ok(with_op(([(header::CONTENT_TYPE, EXPORT)], Body::from_stream(body)).into_response(), Some(op.id())))
+}
+
+fn timeout(request: &StopVm) -> Duration {
+    request.timeout_ms.map_or(STOP_TIMEOUT, Duration::from_millis)
+}

@@ -1,0 +1,377 @@
+//! Images and kernels as the daemon serves them: names, references, and the single flight that
+//! makes two who want the same missing thing wait for one build. The files are the image crate's.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use banger_image::kernel::{BootFiles, KernelStore};
+use banger_image::{BuildSpec, BuiltImage, Context, DEFAULT_RELEASE, ImageFiles, Progress};
+use banger_model::{
+    Error, ErrorCode, Image, ImageName, ImageSource, Kernel, KernelName, Result, Sha256, resolve,
+};
+use banger_protocol::api::{AvailableKernel, BuildImage, ImportImage, ImportKernel, PullKernel};
+use banger_store::Store;
+use jiff::Timestamp;
+
+use crate::op::Op;
+use crate::startup::Dirs;
+
+/// The one distribution that can be built.
+const DEBIAN: &str = "debian";
+
+/// Images and kernels.
+#[derive(Debug)]
+pub(crate) struct Artifacts {
+    store: Arc<Store>,
+    images: Arc<ImageFiles>,
+    kernels: Arc<KernelStore>,
+    cache: PathBuf,
+    agent: PathBuf,
+    flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Artifacts {
+    /// The service over the state directory; `agent` is the static agent binary.
+    #[must_use]
+    pub(crate) fn new(store: Arc<Store>, dirs: &Dirs, agent: PathBuf) -> Self {
+        Self {
+            store,
+            images: Arc::new(ImageFiles::new(dirs.state.images(), dirs.state.scratch())),
+            kernels: Arc::new(KernelStore::new(dirs.state.kernels(), dirs.state.scratch())),
+            cache: dirs.cache.clone(),
+            agent,
+            flights: Mutex::default(),
+        }
+    }
+
+    /// Removes what builds of a killed daemon left behind.
+    pub(crate) fn sweep(&self) {
+        match self.images.sweep() {
+            Ok(0) => {}
+            Ok(n) => tracing::info!(n, "removed leftovers of interrupted builds"),
+            Err(error) => tracing::warn!(%error, "leftovers of interrupted builds stay"),
+        }
+        self.collect();
+    }
+
+    /// All images.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(crate) fn list_images(&self) -> Result<Vec<Image>> {
+        Ok(self.store.images()?)
+    }
+
+    /// The image that a reference (name or digest, or a prefix) means.
+    ///
+    /// # Errors
+    /// `not_found`, `ambiguous`.
+    pub(crate) fn image(&self, reference: &str) -> Result<Image> {
+        let all = self.store.images()?;
+        resolve("image", "banger image list", reference, &all, |i| (i.digest.as_str(), i.name.as_str()))
+            .cloned()
+    }
+
+    /// Where an image's file is.
+    ///
+    /// # Errors
+    /// `image_missing` when it is gone.
+    pub(crate) fn image_file(&self, digest: &Sha256) -> Result<PathBuf> {
+        Ok(self.images.path(digest)?)
+    }
+
+    /// Kernel, initramfs and modules to boot with.
+    ///
+    /// # Errors
+    /// `image_missing` when the kernel is gone or the agent binary is not installed.
+    pub(crate) async fn boot_files(&self, kernel: &KernelName) -> Result<BootFiles> {
+        let (kernels, kernel, agent) = (self.kernels.clone(), kernel.clone(), self.agent.clone());
+        blocking(move || Ok(kernels.boot_files(&kernel, &agent)?)).await
+    }
+
+    /// The image by that exact name, building it when it is the default distribution's and absent.
+    ///
+    /// # Errors
+    /// `image_missing` with near names; whatever a build fails with.
+    pub(crate) async fn ensure_image(&self, op: &Op, name: &ImageName) -> Result<Image> {
+        if let Some(found) = self.named(name)? {
+            return Ok(found);
+        }
+        if name.as_str() != DEBIAN {
+            let error = self.image(name.as_str()).err();
+            let hint = error.and_then(|e| e.hint).unwrap_or_default();
+            return Err(Error::new(ErrorCode::ImageMissing, format!("there is no image '{name}'"))
+                .with_hint(format!("{hint}; or make it: 'banger image import {name} DIR|TAR'")));
+        }
+        let request = BuildImage {
+            distro: DEBIAN.to_owned(),
+            name: None,
+            release: None,
+            include: Vec::new(),
+            minimal: false,
+        };
+        op.notice(format!("image '{name}' is not here yet: building it once, which takes a minute or two"));
+        self.build_if(op, &request, |existing| existing.is_none()).await
+    }
+
+    /// Builds an image; one of the same name is replaced.
+    ///
+    /// # Errors
+    /// `invalid_argument`, `unavailable`, `cancelled`.
+    pub(crate) async fn build(&self, op: &Op, request: &BuildImage) -> Result<Image> {
+        self.build_if(op, request, |_| true).await
+    }
+
+    async fn build_if(
+        &self,
+        op: &Op,
+        request: &BuildImage,
+        wanted: impl Fn(Option<&Image>) -> bool,
+    ) -> Result<Image> {
+        if request.distro != DEBIAN {
+            return Err(Error::invalid(format!("'{}' cannot be built", request.distro.escape_debug()))
+                .with_hint("the only distribution is 'debian'; take others in with 'banger image import'"));
+        }
+        let name = request.name.clone().map_or_else(|| DEBIAN.parse(), Ok)?;
+        let _flight = self.flight(op, format!("image {name}")).await?;
+        let existing = self.named(&name)?;
+        if let Some(found) = existing.as_ref().filter(|_| !wanted(existing.as_ref())) {
+            return Ok(found.clone());
+        }
+        let spec = BuildSpec {
+            release: Some(request.release.clone().unwrap_or_else(|| DEFAULT_RELEASE.to_owned())),
+            include: request.include.clone(),
+            minimal: request.minimal,
+        };
+        let images = self.images.clone();
+        let built = self.job(op, "image", move |context| Ok(images.build(&spec, context)?)).await?;
+        self.publish(name, built, ImageSource::Build)
+    }
+
+    /// Takes in a directory, tar archive or squashfs file.
+    ///
+    /// # Errors
+    /// `already_exists`, `invalid_argument`, `unavailable`, `cancelled`.
+    pub(crate) async fn import_image(&self, op: &Op, request: ImportImage) -> Result<Image> {
+        let path = absolute(&request.path)?;
+        let _flight = self.flight(op, format!("image {}", request.name)).await?;
+        if self.named(&request.name)?.is_some() {
+            return Err(taken("an image", "image", request.name.as_str()));
+        }
+        let images = self.images.clone();
+        let built = self.job(op, "image", move |context| Ok(images.import(&path, context)?)).await?;
+        self.publish(request.name, built, ImageSource::Import)
+    }
+
+    /// Forgets an image, and deletes its file when nothing else refers to it.
+    ///
+    /// # Errors
+    /// `busy` while VMs use it.
+    pub(crate) fn delete_image(&self, reference: &str) -> Result<Image> {
+        let image = self.image(reference)?;
+        let others = self.store.images()?.iter().any(|i| i.digest == image.digest && i.name != image.name);
+        let users = self.store.vms_with_image(&image.digest)?;
+        if !others && !users.is_empty() {
+            return Err(used("image", image.name.as_str(), &users));
+        }
+        self.store.delete_image(&image.name)?;
+        self.collect();
+        Ok(image)
+    }
+
+    /// All kernels.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn list_kernels(&self) -> Result<Vec<Kernel>> {
+        Ok(self.kernels.list()?)
+    }
+
+    /// What can be pulled.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn available_kernels(&self) -> Result<Vec<AvailableKernel>> {
+        let present = self.kernels.list()?;
+        KernelStore::available()
+            .iter()
+            .map(|entry| {
+                Ok(AvailableKernel {
+                    name: entry.name.parse()?,
+                    description: entry.description.to_owned(),
+                    present: present.iter().any(|k| k.name.as_str() == entry.name),
+                })
+            })
+            .collect()
+    }
+
+    /// The kernel that a reference means.
+    ///
+    /// # Errors
+    /// `not_found`, `ambiguous`.
+    pub(crate) fn kernel(&self, reference: &str) -> Result<Kernel> {
+        let all = self.kernels.list()?;
+        resolve("kernel", "banger kernel list", reference, &all, |k| (k.digest.as_str(), k.name.as_str()))
+            .cloned()
+    }
+
+    /// The kernel by that exact name, pulled when it is in the catalog and absent.
+    ///
+    /// # Errors
+    /// `image_missing` with near names; whatever a pull fails with.
+    pub(crate) async fn ensure_kernel(&self, op: &Op, name: &KernelName) -> Result<Kernel> {
+        let is_it = |k: &Kernel| k.name == *name;
+        if let Some(found) = self.kernels.list()?.into_iter().find(is_it) {
+            return Ok(found);
+        }
+        if !KernelStore::available().iter().any(|entry| entry.name == name.as_str()) {
+            let hint = self.kernel(name.as_str()).err().and_then(|e| e.hint).unwrap_or_default();
+            return Err(Error::new(ErrorCode::ImageMissing, format!("there is no kernel '{name}'"))
+                .with_hint(format!("{hint}; 'banger kernel list --available' shows what can be pulled")));
+        }
+        self.pull_kernel(op, PullKernel { name: name.clone(), force: false }).await
+    }
+
+    /// Pulls a kernel of the catalog.
+    ///
+    /// # Errors
+    /// `not_found`, `unavailable`, `cancelled`.
+    pub(crate) async fn pull_kernel(&self, op: &Op, request: PullKernel) -> Result<Kernel> {
+        let _flight = self.flight(op, format!("kernel {}", request.name)).await?;
+        let kernels = self.kernels.clone();
+        self.job(op, "kernel", move |context| Ok(kernels.pull(&request.name, request.force, context)?)).await
+    }
+
+    /// Takes in a kernel from a directory.
+    ///
+    /// # Errors
+    /// `already_exists`, `invalid_argument`, `unsupported`, `cancelled`.
+    pub(crate) async fn import_kernel(&self, op: &Op, request: ImportKernel) -> Result<Kernel> {
+        let path = absolute(&request.path)?;
+        let _flight = self.flight(op, format!("kernel {}", request.name)).await?;
+        let kernels = self.kernels.clone();
+        self.job(op, "kernel", move |context| Ok(kernels.import(&request.name, &path, context)?)).await
+    }
+
+    /// Deletes a kernel.
+    ///
+    /// # Errors
+    /// `busy` while VMs use it.
+    pub(crate) async fn delete_kernel(&self, op: &Op, reference: &str) -> Result<Kernel> {
+        let kernel = self.kernel(reference)?;
+        let _flight = self.flight(op, format!("kernel {}", kernel.name)).await?;
+        let users = self.store.vms_with_kernel(&kernel.name)?;
+        if !users.is_empty() {
+            return Err(used("kernel", kernel.name.as_str(), &users));
+        }
+        self.kernels.delete(&kernel.name)?;
+        Ok(kernel)
+    }
+
+    /// Deletes image files that no name and no VM refers to.
+    pub(crate) fn collect(&self) {
+        let unreferenced = self
+            .store
+            .referenced_digests()
+            .map_err(Error::from)
+            .and_then(|used| Ok(self.images.list_unreferenced(&used)?));
+        match unreferenced {
+            Ok(digests) => {
+                for digest in digests {
+                    if let Err(error) = self.images.remove(&digest) {
+                        tracing::warn!(%digest, %error, "an unused image file stays");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "unused image files could not be listed"),
+        }
+    }
+
+    fn named(&self, name: &ImageName) -> Result<Option<Image>> {
+        Ok(self.store.images()?.into_iter().find(|i| i.name == *name))
+    }
+
+    fn publish(&self, name: ImageName, built: BuiltImage, source: ImageSource) -> Result<Image> {
+        let image = Image {
+            name,
+            digest: built.digest,
+            fs: built.fs,
+            size_bytes: built.size,
+            source,
+            description: built.description,
+            created_at: Timestamp::now(),
+        };
+        self.store.put_image(&image)?;
+        tracing::info!(name = %image.name, digest = %image.digest, "image published");
+        Ok(image)
+    }
+
+    /// Waits for whoever makes the same thing now. The caller looks again afterwards: what a peer
+    /// made is as good as its own.
+    async fn flight(&self, op: &Op, key: String) -> Result<tokio::sync::OwnedMutexGuard<()>> {
+        let lock = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            flights.entry(key.clone()).or_default().clone()
+        };
+        if let Ok(free) = lock.clone().try_lock_owned() {
+            return Ok(free);
+        }
+        op.stage("wait", format!("waiting for another operation on {key}"), None);
+        op.or_cancelled(async { Ok::<_, Error>(lock.lock_owned().await) }).await
+    }
+
+    /// Runs a long synchronous job with its progress and cancellation joined to the operation.
+    async fn job<T: Send + 'static>(
+        &self,
+        op: &Op,
+        stage: &'static str,
+        work: impl FnOnce(&Context<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (op, cache_dir) = (op.clone(), self.cache.clone());
+        blocking(move || {
+            let progress = |p: Progress| op.stage(stage, p.message, p.percent);
+            let cancelled = || op.check().is_err();
+            work(&Context { progress: &progress, cancelled: &cancelled, cache_dir })
+        })
+        .await
+    }
+}
+
+/// Runs synchronous work where it may block.
+///
+/// # Errors
+/// What the work says; `internal` when it panicked.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
+        Ok(outcome) => outcome,
+        Err(e) => Err(Error::internal(format!("a worker of the daemon failed: {e}"))),
+    }
+}
+
+fn absolute(path: &banger_model::ByteString) -> Result<PathBuf> {
+    let path = PathBuf::from(path.as_os_str());
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(Error::invalid(format!("'{}' is not an absolute path", path.display())))
+    }
+}
+
+fn taken(a_thing: &str, noun: &str, name: &str) -> Error {
+    Error::new(ErrorCode::AlreadyExists, format!("{a_thing} named '{name}' exists already"))
+        .with_hint(format!("choose another name, or 'banger {noun} delete {name}'"))
+}
+
+fn used(noun: &str, name: &str, users: &[String]) -> Error {
+    Error::new(ErrorCode::Busy, format!("{noun} '{name}' is used by {}", users.join(", "))).with_hint(
+        format!(
+            "delete {} first: 'banger vm delete -f {}'",
+            if users.len() == 1 { "it" } else { "them" },
+            users.join(" ")
+        ),
+    )
+}

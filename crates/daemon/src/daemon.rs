@@ -1,0 +1,147 @@
+//! The composition root: makes the services, joins them, serves until told to end. Nothing below
+//! reaches back to it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use banger_model::{Error, Result};
+use banger_store::Store;
+use banger_vmm::Driver;
+use banger_vmm::qemu::{self, QemuDriver};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::artifacts::Artifacts;
+use crate::config::{Config, Host};
+use crate::startup::Dirs;
+use crate::vm::Vms;
+use crate::workspace::Workspaces;
+
+/// How long requests under way have when the daemon ends.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// All services.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    pub(crate) dirs: Dirs,
+    pub(crate) config: Config,
+    pub(crate) agent: PathBuf,
+    pub(crate) vms: Arc<Vms>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) workspaces: Workspaces,
+    pub(crate) started: Instant,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Daemon {
+    /// Opens the database and brings the world into agreement with it.
+    pub(crate) async fn open(dirs: Dirs) -> Result<Arc<Self>> {
+        let host = Host::measure();
+        let config = Config::load(|key| std::env::var_os(key), host)?;
+        refuse_emptied(&dirs)?;
+        let store = Arc::new(Store::open(&dirs.state.database())?);
+        let agent = agent_binary()?;
+        let shutdown = CancellationToken::new();
+        let artifacts = Arc::new(Artifacts::new(store.clone(), &dirs, agent.clone()));
+        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config))];
+        let vms = Arc::new(Vms::new(
+            store.clone(),
+            artifacts.clone(),
+            dirs.clone(),
+            config.clone(),
+            host,
+            drivers,
+            shutdown.clone(),
+        ));
+        vms.reconcile().await?;
+        artifacts.sweep();
+        tokio::spawn(vms.clone().cap_consoles());
+        let workspaces = Workspaces::new(store, dirs.state.scratch());
+        let started = Instant::now();
+        Ok(Arc::new(Self { dirs, config, agent, vms, artifacts, workspaces, started, shutdown }))
+    }
+
+    /// Binds the socket. We hold the lock, so one that is there belongs to nobody.
+    pub(crate) fn bind(&self) -> Result<UnixListener> {
+        let path = self.dirs.runtime.socket();
+        let failed = |e: std::io::Error| {
+            Error::unavailable(format!("the socket {} cannot be bound: {e}", path.display()))
+        };
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        UnixListener::bind(&path).map_err(failed)
+    }
+
+    /// Serves until SIGTERM, SIGINT or a stop request. VMs run on.
+    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) -> Result<()> {
+        let router = api::router(self.clone());
+        let token = self.shutdown.clone();
+        let signals = self.shutdown.clone();
+        tokio::spawn(async move {
+            ended_by_signal().await;
+            signals.cancel();
+        });
+        let ending = token.clone();
+        let serve =
+            axum::serve(listener, router).with_graceful_shutdown(async move { ending.cancelled().await });
+        let drained = async {
+            token.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serve.into_future() => served.map_err(|e| Error::internal(format!("serving failed: {e}")))?,
+            () = drained => tracing::info!("requests were cut off"),
+        }
+        let _ = std::fs::remove_file(self.dirs.runtime.socket());
+        tracing::info!("daemon ended");
+        Ok(())
+    }
+}
+
+async fn ended_by_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// An empty database file beside VMs that exist was cut by something else than us: taking it for a
+/// new one would orphan them.
+fn refuse_emptied(dirs: &Dirs) -> Result<()> {
+    let path = dirs.state.database();
+    let emptied = std::fs::metadata(&path).is_ok_and(|m| m.len() == 0);
+    let has_vms = std::fs::read_dir(dirs.state.vms()).is_ok_and(|mut d| d.next().is_some());
+    if emptied && has_vms {
+        let reason = "it is empty, and there are VMs".to_owned();
+        return Err(banger_store::StoreError::Corrupt { path, reason }.into());
+    }
+    Ok(())
+}
+
+fn qemu_driver(config: &Config) -> QemuDriver {
+    let wanted = config.qemu.value.as_ref().map(|p| p.as_os_str());
+    let program = qemu::locate(wanted, std::env::var_os("PATH").as_deref());
+    QemuDriver::new(program.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no QEMU yet");
+        config.qemu.value.clone().unwrap_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"))
+    }))
+}
+
+/// The agent binary beside ours, or where `make install` puts it.
+fn agent_binary() -> Result<PathBuf> {
+    let own =
+        std::env::current_exe().map_err(|e| Error::internal(format!("our own path is unknown: {e}")))?;
+    let dir = own.parent().map(PathBuf::from).unwrap_or_default();
+    let beside = dir.join("banger-agent");
+    let installed = dir.join("../lib/banger/banger-agent");
+    Ok(if !beside.is_file() && installed.is_file() { installed } else { beside })
+}

@@ -1,0 +1,178 @@
+//! Doctor: what works on this host, what does not, and what to type next. Changes nothing.
+
+use std::path::{Path, PathBuf};
+
+use banger_image::kernel::DEFAULT_KERNEL;
+use banger_model::{Bytes, Error};
+use banger_network::passt;
+use banger_protocol::api::{Check, CheckStatus};
+use banger_vmm::kvm::KvmStatus;
+
+use crate::artifacts::Artifacts;
+use crate::config::{Config, Setting};
+use crate::startup::Dirs;
+use crate::vm::Vms;
+
+/// Programs that images and disks are made with, and the Debian packages that have them.
+const TOOLS: &[(&str, &str, &str)] = &[
+    ("mkfs.ext4", "e2fsprogs", "VMs get no disk"),
+    ("sqfstar", "squashfs-tools", "images cannot be built or imported"),
+    ("mksquashfs", "squashfs-tools", "kernels cannot be taken in"),
+    ("mmdebstrap", "mmdebstrap", "images cannot be built"),
+    ("git", "git", "repositories cannot be copied in"),
+];
+
+/// Runs all checks.
+pub(crate) async fn run(
+    vms: &Vms,
+    artifacts: &Artifacts,
+    config: &Config,
+    dirs: &Dirs,
+    agent: &Path,
+) -> Vec<Check> {
+    let mut checks = vec![kvm(&vms.kvm().await)];
+    for driver in vms.drivers() {
+        checks.push(match driver.capabilities().await {
+            Ok(found) => ok(driver.kind().as_str(), format!("version {}", found.version)),
+            Err(error) => fail(driver.kind().as_str(), error.into()),
+        });
+    }
+    checks.push(disk(dirs));
+    checks.push(agent_binary(agent));
+    checks.push(match artifacts.list_kernels() {
+        Ok(kernels) if kernels.iter().any(|k| k.name == config.kernel.value) => {
+            ok("kernel", format!("'{}' is here", config.kernel.value))
+        }
+        Ok(_) if config.kernel.value.as_str() == DEFAULT_KERNEL => warn(
+            "kernel",
+            format!("'{DEFAULT_KERNEL}' is not here yet: the first run pulls it"),
+            format!("banger kernel pull {DEFAULT_KERNEL}"),
+        ),
+        Ok(_) => fail(
+            "kernel",
+            Error::not_found(format!("the default kernel '{}' is not here", config.kernel.value))
+                .with_hint("banger kernel list --available"),
+        ),
+        Err(error) => fail("kernel", error),
+    });
+    checks.push(match artifacts.list_images() {
+        Ok(images) if images.iter().any(|i| i.name == config.image.value) => {
+            ok("image", format!("'{}' is here", config.image.value))
+        }
+        Ok(_) => warn(
+            "image",
+            format!("'{}' is not here yet: the first run builds it", config.image.value),
+            "banger image build debian".to_owned(),
+        ),
+        Err(error) => fail("image", error),
+    });
+    checks.push(network().await);
+    checks.extend(TOOLS.iter().map(|(tool, package, without)| program(tool, package, without)));
+    checks
+        .push(ok("daemon", format!("pid {}, state in {}", std::process::id(), dirs.state.path().display())));
+    checks.push(defaults(config));
+    checks
+}
+
+fn ok(name: &str, detail: String) -> Check {
+    Check { name: name.to_owned(), status: CheckStatus::Ok, detail, hint: None }
+}
+
+fn warn(name: &str, detail: String, hint: String) -> Check {
+    Check { name: name.to_owned(), status: CheckStatus::Warn, detail, hint: Some(hint) }
+}
+
+fn fail(name: &str, error: Error) -> Check {
+    Check { name: name.to_owned(), status: CheckStatus::Fail, detail: error.message, hint: error.hint }
+}
+
+fn kvm(status: &KvmStatus) -> Check {
+    if matches!(status, KvmStatus::Works) {
+        return ok("kvm", "guest code ran in a tiny VM".to_owned());
+    }
+    Check {
+        name: "kvm".to_owned(),
+        status: CheckStatus::Warn,
+        detail: format!("{}; guests run in software emulation, many times slower", status.detail()),
+        hint: status.hint(),
+    }
+}
+
+fn disk(dirs: &Dirs) -> Check {
+    const LITTLE: u64 = 1 << 30;
+    const COMFORTABLE: u64 = 8 << 30;
+    let path = dirs.state.path();
+    let stat = match rustix::fs::statvfs(path) {
+        Ok(stat) => stat,
+        Err(e) => return fail("disk", Error::unavailable(format!("{}: {e}", path.display()))),
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let detail = format!("{} free in {}", Bytes(free), path.display());
+    let hint = "free some space, or set BANGER_STATE_DIR to a larger disk";
+    if free < LITTLE {
+        fail("disk", Error::unavailable(detail).with_hint(hint))
+    } else if free < COMFORTABLE {
+        warn("disk", detail, hint.to_owned())
+    } else {
+        ok("disk", detail)
+    }
+}
+
+fn agent_binary(agent: &Path) -> Check {
+    if agent.is_file() {
+        ok("agent", agent.display().to_string())
+    } else {
+        fail(
+            "agent",
+            Error::unavailable(format!("the guest agent {} is missing", agent.display()))
+                .with_hint("install banger again ('make install'): bangerd and banger-agent belong together"),
+        )
+    }
+}
+
+async fn network() -> Check {
+    let found = async {
+        let program = passt::locate(std::env::var_os("PATH").as_deref())?;
+        passt::check(&program).await
+    };
+    match found.await {
+        Ok(info) => ok("network", format!("{} ({})", info.program.display(), info.version)),
+        Err(error) => fail("network", error.into()),
+    }
+}
+
+fn program(tool: &str, package: &str, without: &str) -> Check {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    // Administrators' tools are often not on an ordinary user's PATH, and are found there all the same.
+    let sbin = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
+    match std::env::split_paths(&search).chain(sbin).map(|dir| dir.join(tool)).find(|p| p.is_file()) {
+        Some(path) => ok(tool, path.display().to_string()),
+        None => fail(
+            tool,
+            Error::unavailable(format!("{tool} is not installed: {without}"))
+                .with_hint(format!("sudo apt-get install {package}")),
+        ),
+    }
+}
+
+fn defaults(config: &Config) -> Check {
+    fn line<T: ToString>(name: &str, setting: &Setting<T>) -> String {
+        format!("{name} {} ({})", setting.value.to_string(), setting.origin)
+    }
+    let qemu = config.qemu.value.as_ref().map_or_else(|| "from PATH".to_owned(), |p| p.display().to_string());
+    let mut parts = vec![
+        line("vcpu", &config.vcpu),
+        line("memory", &config.memory),
+        line("disk", &config.disk),
+        line("image", &config.image),
+        line("kernel", &config.kernel),
+        line("driver", &config.driver),
+        line("network", &config.network),
+        format!("boot timeout {} s ({})", config.boot_timeout.value.as_secs(), config.boot_timeout.origin),
+        format!("qemu {qemu} ({})", config.qemu.origin),
+    ];
+    if let Some(file) = &config.file {
+        parts.push(format!("config file {}", file.display()));
+    }
+    ok("defaults", parts.join(", "))
+}

@@ -1,0 +1,227 @@
+//! Exec: joins a client's upgraded connection to a stream of the agent. Nothing is buffered but one
+//! frame in each direction, so a client that does not read stalls its own command, and a command
+//! that does not read stalls its own client.
+
+use std::time::Duration;
+
+use banger_channel::{StreamEvent, StreamReceiver, StreamSender};
+use banger_model::{Error, ErrorCode, Result, Vm};
+use banger_protocol::agent::frame::Lane;
+use banger_protocol::agent::{Control, ExecSpec, ExitStatus, Reply, Request, TermSize};
+use banger_protocol::api::{ErrorBody, ExecRequest};
+use banger_protocol::exec::{HEADER_LEN, Kind, MAX_PAYLOAD, header, parse_header};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::op::Op;
+use crate::vm::Live;
+
+/// SIGKILL (signal(7)).
+const SIGKILL: i32 = 9;
+/// How long a command that overran its time has to be gone.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// A command that the agent was asked to run.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    sender: StreamSender,
+    receiver: StreamReceiver,
+    timeout: Option<Duration>,
+    vm: String,
+}
+
+/// Asks the agent to run a command. It begins in the workspace when there is one.
+///
+/// # Errors
+/// `guest_failed` when the agent does not answer.
+pub(crate) async fn open(op: &Op, vm: &Vm, live: &Live, request: ExecRequest) -> Result<Exec> {
+    if request.argv.iter().chain(request.env.iter().flat_map(|(k, v)| [k, v])).any(|s| s.0.contains(&0)) {
+        return Err(Error::invalid("an argument or variable contains a NUL byte"));
+    }
+    if let Some((key, _)) = request.env.iter().find(|(k, _)| k.0.is_empty() || k.0.contains(&b'=')) {
+        return Err(Error::invalid(format!("'{}' is not a variable's name", key.to_string_lossy())));
+    }
+    let workspace = vm.workspace.as_ref().map(|w| w.guest_path.as_str().into());
+    let spec = ExecSpec {
+        argv: request.argv,
+        env: request.env,
+        cwd: request.workdir.or(workspace),
+        user: request.user,
+        tty: request.tty,
+        stdin: request.stdin,
+        op_id: op.id().to_string(),
+    };
+    let agent = op.or_cancelled(live.agent()).await?;
+    let (sender, receiver) = agent.open(&Request::Exec(spec)).await?;
+    let timeout = request.timeout_ms.map(Duration::from_millis);
+    Ok(Exec { sender, receiver, timeout, vm: vm.name.to_string() })
+}
+
+impl Exec {
+    /// Carries bytes until the command has ended or the client has gone. When the client goes
+    /// first the stream is reset, and the agent ends the command.
+    pub(crate) async fn join(self, op: &Op, io: impl AsyncRead + AsyncWrite + Send + Unpin) {
+        let Self { sender, mut receiver, timeout, vm } = self;
+        let (reader, mut writer) = tokio::io::split(io);
+        let ended = {
+            let output = carry_output(&mut receiver, &mut writer);
+            let input = carry_input(reader, &sender);
+            let overrun = async {
+                match timeout {
+                    Some(limit) => tokio::time::sleep(limit).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                ended = output => Some(ended),
+                () = input => None,
+                () = overrun => Some(Err(overran(&vm, timeout.unwrap_or_default()))),
+            }
+        };
+        let last = match ended {
+            None => {
+                tracing::info!(vm, "the client of a command went away");
+                return;
+            }
+            Some(Ok(Some(status))) => {
+                tracing::debug!(vm, ?status, "command ended");
+                serde_json::to_vec(&status).map(|json| (Kind::Exit, json))
+            }
+            // The client cannot be written to any more.
+            Some(Ok(None)) => return,
+            Some(Err(error)) => {
+                if error.code == ErrorCode::Timeout {
+                    end(&sender, &mut receiver).await;
+                }
+                tracing::info!(vm, %error, "exec failed");
+                serde_json::to_vec(&ErrorBody::new(error, Some(op.id().clone())))
+                    .map(|json| (Kind::Error, json))
+            }
+        };
+        if let Ok((kind, json)) = last {
+            let _ = write_frame(&mut writer, kind, &json).await;
+            let _ = writer.shutdown().await;
+        }
+    }
+}
+
+fn overran(vm: &str, limit: Duration) -> Error {
+    Error::new(
+        ErrorCode::Timeout,
+        format!("the command in VM '{vm}' ran longer than {} s and was ended", limit.as_secs_f64()),
+    )
+    .with_hint("give it more with --timeout")
+}
+
+/// Kills the command and reads what is left, so that it is gone when the client is told.
+async fn end(sender: &StreamSender, receiver: &mut StreamReceiver) {
+    let _ = sender.control(Control::Signal { signal: SIGKILL }).await;
+    let drained = async { while let Ok(Some(_)) = receiver.next().await {} };
+    let _ = tokio::time::timeout(KILL_GRACE, drained).await;
+}
+
+/// The guest's output to the client; `None` when the client cannot be written to.
+async fn carry_output(
+    receiver: &mut StreamReceiver,
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<Option<ExitStatus>> {
+    loop {
+        let sent = match receiver.next().await? {
+            Some(StreamEvent::Data(Lane::Err, data)) => write_frame(writer, Kind::Stderr, &data).await,
+            Some(StreamEvent::Data(_, data)) => write_frame(writer, Kind::Stdout, &data).await,
+            Some(StreamEvent::Message(Reply::Started { .. })) => {
+                write_frame(writer, Kind::Started, &[]).await
+            }
+            Some(StreamEvent::Message(Reply::Exited(status))) => return Ok(Some(status)),
+            Some(StreamEvent::Message(Reply::Error { code, message })) => {
+                return Err(Error::new(code, message));
+            }
+            Some(StreamEvent::Message(_) | StreamEvent::Eof(_)) => Ok(()),
+            None => {
+                return Err(Error::new(
+                    ErrorCode::GuestFailed,
+                    "the agent ended the command without a status",
+                ));
+            }
+        };
+        if sent.is_err() {
+            return Ok(None);
+        }
+    }
+}
+
+/// The client's frames to the guest; returns when the client is gone or breaks the protocol. What
+/// a command does not want to read any more is taken and dropped.
+async fn carry_input(mut reader: impl AsyncRead + Unpin, sender: &StreamSender) {
+    let mut wanted = true;
+    loop {
+        let mut head = [0; HEADER_LEN];
+        if reader.read_exact(&mut head).await.is_err() {
+            return;
+        }
+        let Ok((kind, len)) = parse_header(head) else { return };
+        let mut payload = BytesMut::zeroed(len);
+        if reader.read_exact(&mut payload).await.is_err() {
+            return;
+        }
+        match kind {
+            Kind::Stdin if wanted => wanted = sender.send(payload.freeze()).await.is_ok(),
+            Kind::StdinEof => {
+                let _ = sender.finish().await;
+            }
+            Kind::Resize => {
+                if let [a, b, c, d] = payload[..] {
+                    let size =
+                        TermSize { rows: u16::from_le_bytes([a, b]), cols: u16::from_le_bytes([c, d]) };
+                    let _ = sender.control(Control::Resize(size)).await;
+                }
+            }
+            Kind::Signal => {
+                if let Ok(bytes) = <[u8; 4]>::try_from(&payload[..]) {
+                    let _ = sender.control(Control::Signal { signal: i32::from_le_bytes(bytes) }).await;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), kind: Kind, data: &[u8]) -> std::io::Result<()> {
+    for piece in Pieces(data, true) {
+        let mut frame = BytesMut::with_capacity(HEADER_LEN + piece.len());
+        frame.extend_from_slice(&header(kind, piece.len()));
+        frame.extend_from_slice(piece);
+        let frame: Bytes = frame.freeze();
+        writer.write_all(&frame).await?;
+    }
+    writer.flush().await
+}
+
+/// Pieces of at most one frame; an empty payload is one empty piece.
+struct Pieces<'a>(&'a [u8], bool);
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = &'a [u8];
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.0.is_empty() && !self.1 {
+            return None;
+        }
+        self.1 = false;
+        let (piece, rest) = self.0.split_at(self.0.len().min(MAX_PAYLOAD));
+        self.0 = rest;
+        Some(piece)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_fit_frames_and_empty_payloads_are_sent() {
+        let data = vec![1; MAX_PAYLOAD * 2 + 1];
+        assert_eq!(Pieces(&data, true).map(<[u8]>::len).collect::<Vec<_>>(), [MAX_PAYLOAD, MAX_PAYLOAD, 1]);
+        assert_eq!(Pieces(&[], true).count(), 1);
+    }
+}

@@ -1,0 +1,176 @@
+//! Before anything else: directories of the right owner and mode, the lock that makes the daemon
+//! one per runtime directory, and the log. Must not touch the database.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use banger_model::{Error, ErrorCode, Result, RuntimeDir, StateDir, runtime_dir_candidates, state_dir_from};
+use rustix::fs::FlockOperation;
+
+/// The two directories a daemon lives in.
+#[derive(Debug, Clone)]
+pub(crate) struct Dirs {
+    /// Durable.
+    pub state: StateDir,
+    /// Sockets and locks.
+    pub runtime: RuntimeDir,
+    /// Downloads that may be fetched again.
+    pub cache: PathBuf,
+}
+
+impl Dirs {
+    /// Finds, makes and checks the directories.
+    ///
+    /// # Errors
+    /// When one cannot be made, belongs to somebody else, or others may write to it.
+    pub(crate) fn open() -> Result<Self> {
+        let env = |key: &str| std::env::var_os(key);
+        let uid = rustix::process::geteuid().as_raw();
+        let state = state_dir_from(env)?;
+        let candidates = runtime_dir_candidates(env, uid)?;
+        let mut runtime = None;
+        for candidate in candidates {
+            let parent_exists = candidate.path().parent().is_some_and(Path::is_dir);
+            if parent_exists || std::env::var_os("BANGER_RUNTIME_DIR").is_some() {
+                runtime = Some(candidate);
+                break;
+            }
+        }
+        let runtime = runtime.ok_or_else(|| {
+            Error::unavailable("there is no place for banger's sockets").with_hint("set BANGER_RUNTIME_DIR")
+        })?;
+        for dir in [state.path(), runtime.path()] {
+            make_private(dir, uid)?;
+        }
+        for dir in [state.vms(), state.images(), state.kernels(), state.scratch(), runtime.vms()] {
+            make_private(&dir, uid)?;
+        }
+        let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+            (Some(dir), _) if Path::new(&dir).is_absolute() => PathBuf::from(dir).join("banger"),
+            (_, Some(home)) if Path::new(&home).is_absolute() => PathBuf::from(home).join(".cache/banger"),
+            _ => state.path().join("cache"),
+        };
+        Ok(Self { state, runtime, cache })
+    }
+}
+
+/// Makes a directory 0700 from birth; one that is there must be ours, real, and not writable by
+/// others.
+fn make_private(dir: &Path, uid: u32) -> Result<()> {
+    let failed = |e: std::io::Error| {
+        Error::unavailable(format!("the directory {} cannot be made: {e}", dir.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let meta = std::fs::symlink_metadata(dir).map_err(failed)?;
+    if !meta.is_dir() {
+        return Err(Error::unavailable(format!("{} is not a directory", dir.display())));
+    }
+    if meta.uid() != uid {
+        return Err(Error::unavailable(format!(
+            "{} belongs to user {}, not to {uid}",
+            dir.display(),
+            meta.uid()
+        ))
+        .with_hint("choose another BANGER_STATE_DIR or BANGER_RUNTIME_DIR"));
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(Error::unavailable(format!("others may write to {}", dir.display()))
+            .with_hint(format!("chmod 700 {}", dir.display())));
+    }
+    Ok(())
+}
+
+/// Held for the daemon's life. The file stays when the daemon ends: removing a lock file would
+/// let two daemons hold "the" lock.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of this runtime directory and writes our pid into it.
+    ///
+    /// # Errors
+    /// `busy` when another daemon has it.
+    pub(crate) fn take(runtime: &RuntimeDir) -> Result<Self> {
+        let path = runtime.lock();
+        let failed = |e: std::io::Error| Error::unavailable(format!("the lock {}: {e}", path.display()));
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let owner = std::fs::read_to_string(&path).unwrap_or_default();
+                return Err(Error::new(
+                    ErrorCode::Busy,
+                    format!("another daemon (pid {}) serves {}", owner.trim(), runtime.path().display()),
+                ));
+            }
+            Err(e) => return Err(failed(e.into())),
+        }
+        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Starts logging: JSON, a line an event, to `bangerd.log`; the last log is kept when it is large.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub(crate) fn start_log(state: &StateDir) -> Result<()> {
+    const KEEP: u64 = 16 << 20;
+    let path = state.log();
+    if std::fs::metadata(&path).is_ok_and(|m| m.len() > KEEP) {
+        let _ = std::fs::rename(&path, path.with_extension("log.1"));
+    }
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::unavailable(format!("the log {}: {e}", path.display())))?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BANGER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::sync::Mutex::new(file)).init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn directories_are_private_from_birth_and_shared_ones_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let fresh = dir.path().join("a/b");
+        make_private(&fresh, uid).unwrap();
+        assert_eq!(std::fs::metadata(&fresh).unwrap().mode() & 0o777, 0o700);
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(make_private(&fresh, uid).is_err());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/", &link).unwrap();
+        assert!(make_private(&link, uid).is_err());
+    }
+
+    #[test]
+    fn the_lock_is_held_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().as_os_str().to_owned();
+        let env = |key: &str| (key == "BANGER_RUNTIME_DIR").then(|| path.clone());
+        let runtime = runtime_dir_candidates(env, 0).unwrap().remove(0);
+        let first = Lock::take(&runtime).unwrap();
+        assert_eq!(Lock::take(&runtime).unwrap_err().code, ErrorCode::Busy);
+        drop(first);
+        Lock::take(&runtime).unwrap();
+    }
+}

@@ -1,0 +1,155 @@
+//! Create: a VM from nothing. All or nothing: when any part fails, no VM is left.
+
+use std::sync::Arc;
+
+use banger_model::{
+    DriverKind, Error, ErrorCode, MachineShape, NetworkMode, Result, Vm, VmId, VmName, VmState,
+};
+use banger_protocol::api::CreateVm;
+use banger_vmm::choose;
+use jiff::Timestamp;
+
+use super::Vms;
+use crate::op::{Op, random_bytes};
+use crate::workspace::Workspaces;
+
+impl Vms {
+    /// Makes a VM, and unless told otherwise starts it and copies a repository in.
+    ///
+    /// # Errors
+    /// Whatever the first failing part says; nothing is left then.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        op: &Op,
+        workspaces: &Workspaces,
+        request: CreateVm,
+    ) -> Result<Vm> {
+        let shape = self.check(&request)?;
+        // What can be refused is refused before anything is built or booted.
+        if let Some(workspace) = &request.workspace {
+            workspaces.preflight(workspace).await?;
+        }
+        let choice = {
+            let wanted = request.driver.unwrap_or(self.config.driver.value);
+            let kinds: Vec<DriverKind> = self.drivers().iter().map(|d| d.kind()).collect();
+            choose(wanted, request.accel, &kinds, &self.kvm().await)?
+        };
+        if let Some(notice) = choice.notice {
+            op.notice(notice);
+        }
+        let image = request.image.clone().unwrap_or_else(|| self.config.image.value.clone());
+        let kernel = request.kernel.clone().unwrap_or_else(|| self.config.kernel.value.clone());
+        let (image, kernel) = tokio::try_join!(
+            self.artifacts.ensure_image(op, &image),
+            self.artifacts.ensure_kernel(op, &kernel)
+        )?;
+        op.check()?;
+        let vm = Vm {
+            id: VmId::from_random(random_bytes()),
+            name: request
+                .name
+                .clone()
+                .unwrap_or_else(|| VmName::generate(u64::from_le_bytes(random_bytes()))),
+            state: VmState::Created,
+            driver: choice.driver,
+            accel: Some(choice.accel),
+            image: image.name,
+            image_digest: image.digest,
+            kernel: kernel.name,
+            shape,
+            network: request.network.unwrap_or(self.config.network.value),
+            host_access: request.host_access,
+            ephemeral: request.rm,
+            workspace: None,
+            created_at: Timestamp::now(),
+            started_at: None,
+            boot: None,
+            last_error: None,
+        };
+        let lock = self.lock(op, &vm.id).await?;
+        self.store.insert_vm(&vm)?;
+        tracing::info!(vm_id = %vm.id, vm = %vm.name, "VM reserved");
+        let id = vm.id.clone();
+        let made = async {
+            if request.no_start {
+                super::start::make_dir(&self.dirs.state.vm(&id))?;
+                return Ok(());
+            }
+            let start = self.start_locked(op, vm, &lock);
+            let (vm, packed) = workspaces.capture_while(op, request.workspace.as_ref(), start).await?;
+            if let Some(packed) = packed {
+                let began = std::time::Instant::now();
+                let (_, live) = self.running(vm.id.as_str())?;
+                workspaces.send(op, &vm.id, &live.agent().await?, packed).await?;
+                op.timed("workspace", began.elapsed());
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(mut error) = made.await {
+            if let Err(also) = self.delete_locked(&id, lock).await {
+                error.message = format!("{}; and the VM could not be removed: {also}", error.message);
+            }
+            return Err(error);
+        }
+        self.find(id.as_str())
+    }
+
+    /// Checks everything about a request that needs no work.
+    fn check(&self, request: &CreateVm) -> Result<MachineShape> {
+        let shape = MachineShape {
+            vcpu: request.vcpu.unwrap_or(self.config.vcpu.value),
+            memory: request.memory.unwrap_or(self.config.memory.value),
+            disk: request.disk_size.unwrap_or(self.config.disk.value),
+        };
+        shape.validate()?;
+        let network = request.network.unwrap_or(self.config.network.value);
+        if network == NetworkMode::Bridge {
+            return Err(Error::new(ErrorCode::Unsupported, "bridge networking is not available yet")
+                .with_hint("use '--network user' or '--network none'"));
+        }
+        if request.nat {
+            return Err(Error::invalid(format!("--nat means nothing with '--network {network}'"))
+                .with_hint("it is for '--network bridge'; user networking reaches the outside by itself"));
+        }
+        if request.host_access && network != NetworkMode::User {
+            return Err(Error::invalid(format!("--host-access means nothing with '--network {network}'"))
+                .with_hint("it is for '--network user'"));
+        }
+        if request.no_start && (request.rm || request.workspace.is_some()) {
+            return Err(Error::invalid("--no-start goes neither with --rm nor with a repository")
+                .with_hint("start it later, then 'banger vm workspace prepare'"));
+        }
+        if shape.memory.0 > self.host.memory.0 {
+            return Err(Error::invalid(format!(
+                "{} of memory are more than the host's {}",
+                shape.memory, self.host.memory
+            ))
+            .with_hint("give it less with --memory"));
+        }
+        if let Some(name) = &request.name
+            && self.store.vms()?.iter().any(|vm| vm.name == *name)
+        {
+            return Err(banger_store::StoreError::NameTaken(name.to_string()).into());
+        }
+        self.enough_disk().map(|()| shape)
+    }
+
+    /// A VM needs little at first, but a full disk would tear its first writes.
+    fn enough_disk(&self) -> Result<()> {
+        const LEAST: u64 = 256 << 20;
+        let path = self.dirs.state.path();
+        let stat = rustix::fs::statvfs(path)
+            .map_err(|e| super::start::failed("ask for free space in", path, &e.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < LEAST {
+            return Err(Error::unavailable(format!(
+                "only {} are free in {}, and a VM needs at least {}",
+                banger_model::Bytes(free),
+                path.display(),
+                banger_model::Bytes(LEAST)
+            ))
+            .with_hint("free some space, or set BANGER_STATE_DIR to a larger disk"));
+        }
+        Ok(())
+    }
+}

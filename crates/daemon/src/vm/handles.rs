@@ -1,0 +1,75 @@
+//! `handles.json` in a VM's directory: what must be torn down although nobody remembers it.
+//! Written (renamed into place) before a thing is acquired where its name is known beforehand,
+//! else at once after; the mark in every process's command line covers the moment between.
+//! No fsync: a host that lost power has no processes left to end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use banger_vmm::MachineHandle;
+use banger_vmm::process::ProcessId;
+use serde::{Deserialize, Serialize};
+
+/// What a running VM holds on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Handles {
+    /// The network process.
+    pub(crate) network: Option<ProcessId>,
+    /// The VMM.
+    pub(crate) machine: Option<MachineHandle>,
+}
+
+impl Handles {
+    fn path(vm_dir: &Path) -> PathBuf {
+        vm_dir.join("handles.json")
+    }
+
+    /// Reads them; a VM that holds nothing has no file, and a file that cannot be read says
+    /// nothing that the marks in the process table do not say as well.
+    pub(crate) fn load(vm_dir: &Path) -> Option<Self> {
+        let bytes = std::fs::read(Self::path(vm_dir)).ok()?;
+        match serde_json::from_slice(&bytes) {
+            Ok(handles) => Some(handles),
+            Err(error) => {
+                tracing::warn!(dir = %vm_dir.display(), %error, "handles.json is unreadable");
+                Some(Self::default())
+            }
+        }
+    }
+
+    pub(crate) fn save(&self, vm_dir: &Path) -> io::Result<()> {
+        let path = Self::path(vm_dir);
+        let next = path.with_extension("json.new");
+        std::fs::write(&next, serde_json::to_vec(self)?)?;
+        std::fs::rename(&next, &path)
+    }
+
+    pub(crate) fn clear(vm_dir: &Path) -> io::Result<()> {
+        match std::fs::remove_file(Self::path(vm_dir)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_survive_and_damaged_ones_still_say_that_there_was_something() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Handles::load(dir.path()), None);
+        let handles = Handles {
+            network: Some(ProcessId { pid: 7, start_time: 8, boot_id: "b".into() }),
+            machine: None,
+        };
+        handles.save(dir.path()).unwrap();
+        assert_eq!(Handles::load(dir.path()), Some(handles));
+        std::fs::write(Handles::path(dir.path()), b"{").unwrap();
+        assert_eq!(Handles::load(dir.path()), Some(Handles::default()));
+        Handles::clear(dir.path()).unwrap();
+        Handles::clear(dir.path()).unwrap();
+        assert_eq!(Handles::load(dir.path()), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! Machines that run: the session with the agent, made when first needed and again when it broke,
+//! and the watcher that turns the end of a VMM into a state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_channel::Session;
+use banger_model::{Error, ErrorCode, LastError, Result, Vm, VmId, VmState};
+use banger_protocol::agent::{AgentHello, HostHello, Reply, Request, VERSION};
+use banger_vmm::{ExitInfo, ExitReason, Machine, console};
+
+use super::Vms;
+use crate::op::{Op, random_bytes};
+
+/// How long an agent that has answered before may take to answer again.
+const REANSWER: Duration = Duration::from_secs(10);
+/// Lines of the console in an error.
+pub(crate) const CONSOLE_LINES: usize = 15;
+
+/// A machine that runs, and the one session with its agent.
+#[derive(Debug)]
+pub(crate) struct Live {
+    machine: Arc<dyn Machine>,
+    session: tokio::sync::Mutex<Option<Session>>,
+}
+
+impl Live {
+    /// The VMM.
+    #[must_use]
+    pub(crate) fn machine(&self) -> &Arc<dyn Machine> {
+        &self.machine
+    }
+
+    /// The session with the agent. Waits at most as long as an agent that works needs.
+    ///
+    /// # Errors
+    /// `guest_failed` when the agent does not answer.
+    pub(crate) async fn agent(&self) -> Result<Session> {
+        let mut slot = self.session.lock().await;
+        if let Some(session) = slot.as_ref().filter(|s| !s.is_closed()) {
+            return Ok(session.clone());
+        }
+        let name = &self.machine.handle().name;
+        match tokio::time::timeout(REANSWER, greet(&*self.machine)).await {
+            Ok(Ok((session, _))) => Ok(slot.insert(session).clone()),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(Error::new(
+                ErrorCode::GuestFailed,
+                format!("the agent in VM '{name}' did not answer within {} s", REANSWER.as_secs()),
+            )
+            .with_hint(format!("'banger vm logs {name} --console' shows what the guest says"))),
+        }
+    }
+}
+
+/// Connects to the agent and exchanges hellos, however long that takes: the caller sets the limit.
+pub(crate) async fn greet(machine: &dyn Machine) -> Result<(Session, AgentHello)> {
+    let io = machine.connect_agent().await?;
+    let session = Session::connect(io, random_bytes()).await?;
+    let hello = Request::Hello(HostHello {
+        version: VERSION,
+        unix_ns: i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX),
+        entropy: random_bytes::<64>().to_vec(),
+    });
+    match session.call(&hello).await? {
+        Reply::Hello(agent) if agent.version.major == VERSION.major => Ok((session, agent)),
+        Reply::Hello(agent) => Err(Error::new(
+            ErrorCode::Unsupported,
+            format!("the agent in the guest speaks protocol {}, this banger {VERSION}", agent.version),
+        )
+        .with_hint("restart the VM: it boots with this banger's agent")),
+        _ => Err(Error::new(ErrorCode::GuestFailed, "the agent answered a hello with something else")),
+    }
+}
+
+impl Vms {
+    /// Takes a machine into the list of those that run, and watches over it.
+    pub(super) fn watch(self: &Arc<Self>, id: VmId, machine: Arc<dyn Machine>, session: Option<Session>) {
+        let live = Arc::new(Live { machine, session: tokio::sync::Mutex::new(session) });
+        self.live_map().insert(id.clone(), live.clone());
+        let vms = self.clone();
+        tokio::spawn(async move {
+            let exit = live.machine.wait().await;
+            vms.ended(id, &live, exit).await;
+        });
+    }
+
+    /// A VMM ended. When a stop or delete is under way it holds the lock and has dealt with it by
+    /// the time we get it; else nobody asked for this, and the record must say what happened.
+    async fn ended(self: &Arc<Self>, id: VmId, live: &Arc<Live>, exit: ExitInfo) {
+        let lock = self.lock_of(&id).lock_owned().await;
+        let ours = self.live(&id).is_some_and(|current| Arc::ptr_eq(&current, live));
+        if !ours {
+            return;
+        }
+        let tail = self.console_tail(&id).await;
+        let panicked = tail.iter().any(|line| line.contains("Kernel panic"));
+        tracing::info!(vm_id = %id, reason = exit.reason.as_str(), signal = exit.signal, "machine ended");
+        if let Err(error) = self.tear_down(&id).await {
+            tracing::warn!(vm_id = %id, %error, "teardown after the machine's end was not clean");
+        }
+        if exit.reason == ExitReason::GuestReset && !panicked {
+            self.boot_again(&id, lock).await;
+            return;
+        }
+        let failure = match exit.reason {
+            ExitReason::GuestShutdown | ExitReason::Host if !panicked => None,
+            _ => Some(unexpected_end(&exit, panicked, &tail)),
+        };
+        let state = if failure.is_some() { VmState::Error } else { VmState::Stopped };
+        let recorded = self.store.modify_vm(&id, |vm| {
+            vm.state = state;
+            vm.last_error = failure;
+        });
+        if let Err(error) = recorded {
+            tracing::error!(vm_id = %id, %error, "the end of a machine could not be recorded");
+        }
+    }
+
+    /// The guest rebooted: the VMM ends at that, and the machine is started anew on its disks.
+    async fn boot_again(self: &Arc<Self>, id: &VmId, lock: super::VmLock) {
+        let op = Op::new(None);
+        tracing::info!(op_id = op.id().as_str(), vm_id = %id, "the guest rebooted: booting it again");
+        if let Ok(Some(vm)) = self.store.vm(id)
+            && let Err(error) = self.start_locked(&op, vm, &lock).await
+        {
+            tracing::warn!(op_id = op.id().as_str(), vm_id = %id, %error, "the reboot failed");
+        }
+    }
+
+    /// The console's last lines, made harmless for terminals.
+    pub(super) async fn console_tail(&self, id: &VmId) -> Vec<String> {
+        let path = self.dirs.state.vm(id).join("console.log");
+        tokio::task::spawn_blocking(move || console::tail(&path, CONSOLE_LINES)).await.unwrap_or_default()
+    }
+
+    /// Keeps the consoles of all running VMs under their cap, for ever.
+    pub(crate) async fn cap_consoles(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(Duration::from_secs(2));
+        loop {
+            tick.tick().await;
+            let ids: Vec<VmId> = self.live_map().keys().cloned().collect();
+            for id in ids {
+                for log in ["console.log", "vmm.log", "network.log"] {
+                    let path = self.dirs.state.vm(&id).join(log);
+                    if let Err(error) = console::enforce_cap(&path, console::DEFAULT_CAP) {
+                        tracing::debug!(vm_id = %id, %error, "a log could not be capped");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn unexpected_end(exit: &ExitInfo, panicked: bool, tail: &[String]) -> LastError {
+    let what = match (panicked, exit.signal) {
+        (true, _) => "the guest's kernel panicked".to_owned(),
+        (false, Some(signal)) => format!("the machine monitor was killed by signal {signal}"),
+        (false, None) => exit.reason.as_str().to_owned(),
+    };
+    let message = if tail.is_empty() {
+        what
+    } else {
+        format!("{what}; the console's last lines:\n{}", tail.join("\n"))
+    };
+    LastError { code: ErrorCode::GuestFailed, message }
+}
+
+/// A boot failure with what the console said.
+pub(crate) fn boot_failed(vm: &Vm, why: &str, tail: &[String]) -> Error {
+    let said = if tail.is_empty() {
+        "; the console is empty".to_owned()
+    } else {
+        format!("; the console's last lines:\n{}", tail.join("\n"))
+    };
+    Error::new(ErrorCode::BootFailed, format!("VM '{}' did not boot: {why}{said}", vm.name))
+        .with_hint("'banger doctor' checks the host; another kernel or image: '--kernel', '--image'")
+}

@@ -1,0 +1,202 @@
+//! The VM service: what a VM is comes from the store, what is true right now from the OS.
+//!
+//! | file | part |
+//! |---|---|
+//! | `create` | a VM from nothing, all or nothing |
+//! | `start` | the table of start steps, each with its undo |
+//! | `stop` | stop, kill, delete and the teardown they share |
+//! | `live` | machines that run: agent session, and what happens when one ends |
+//! | `reconcile` | what a new daemon makes of what an old one left |
+//! | `handles` | what must be torn down although nobody remembers it |
+//!
+//! A VM's lock is held over a lifecycle operation, never over guest I/O.
+
+mod create;
+mod handles;
+mod live;
+mod reconcile;
+mod start;
+mod stop;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use banger_model::{
+    DriverKind, Error, ErrorCode, NetworkMode, NetworkView, Result, Vm, VmId, VmState, VmView, resolve,
+};
+use banger_store::Store;
+use banger_vmm::Driver;
+use banger_vmm::kvm::KvmStatus;
+
+use crate::artifacts::Artifacts;
+use crate::config::{Config, Host};
+use crate::op::Op;
+use crate::startup::Dirs;
+
+pub(crate) use live::Live;
+pub(crate) use stop::STOP_TIMEOUT;
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Vms {
+    store: Arc<Store>,
+    artifacts: Arc<Artifacts>,
+    dirs: Dirs,
+    config: Config,
+    host: Host,
+    drivers: Vec<Arc<dyn Driver>>,
+    live: Mutex<HashMap<VmId, Arc<Live>>>,
+    locks: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
+    shutdown: tokio_util::sync::CancellationToken,
+}
+
+/// Held while a VM's lifecycle is being changed.
+pub(crate) type VmLock = tokio::sync::OwnedMutexGuard<()>;
+
+impl Vms {
+    /// The service; nothing is touched until [`Vms::reconcile`].
+    #[must_use]
+    pub(crate) fn new(
+        store: Arc<Store>,
+        artifacts: Arc<Artifacts>,
+        dirs: Dirs,
+        config: Config,
+        host: Host,
+        drivers: Vec<Arc<dyn Driver>>,
+        shutdown: tokio_util::sync::CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            artifacts,
+            dirs,
+            config,
+            host,
+            drivers,
+            live: Mutex::default(),
+            locks: Mutex::default(),
+            shutdown,
+        }
+    }
+
+    /// The record that a reference means.
+    ///
+    /// # Errors
+    /// `not_found`, `ambiguous`.
+    pub(crate) fn find(&self, reference: &str) -> Result<Vm> {
+        let all = self.store.vms()?;
+        resolve("VM", "banger ps -a", reference, &all, |vm| (vm.id.as_str(), vm.name.as_str())).cloned()
+    }
+
+    /// One VM as users see it.
+    ///
+    /// # Errors
+    /// `not_found`, `ambiguous`.
+    pub(crate) fn show(&self, reference: &str) -> Result<VmView> {
+        Ok(self.view(self.find(reference)?))
+    }
+
+    /// All VMs, or those that are up.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(crate) fn list(&self, all: bool) -> Result<Vec<VmView>> {
+        let views = self.store.vms()?.into_iter().map(|vm| self.view(vm));
+        Ok(views
+            .filter(|vm| all || !matches!(vm.state, VmState::Created | VmState::Stopped | VmState::Error))
+            .collect())
+    }
+
+    /// The view of a record: its state is the record's, but "running" only while its VMM lives.
+    #[must_use]
+    pub(crate) fn view(&self, vm: Vm) -> VmView {
+        let live = self.live(&vm.id);
+        let alive = live.as_ref().is_some_and(|l| l.machine().exited().is_none());
+        let state = match vm.state {
+            VmState::Running | VmState::Paused if !alive => VmState::Stopped,
+            state => state,
+        };
+        let guest_ip = (vm.network == NetworkMode::User && alive)
+            .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_owned());
+        VmView {
+            pid: live.filter(|_| alive).map(|l| l.machine().handle().process.pid),
+            id: vm.id,
+            name: vm.name,
+            state,
+            driver: vm.driver,
+            accel: vm.accel,
+            image: vm.image,
+            kernel: vm.kernel,
+            vcpu: vm.shape.vcpu,
+            memory_mib: vm.shape.memory.0,
+            disk_bytes: vm.shape.disk.0,
+            network: NetworkView { mode: vm.network, guest_ip, nat: false, host_access: vm.host_access },
+            workspace: vm.workspace,
+            created_at: vm.created_at,
+            started_at: vm.started_at,
+            boot: vm.boot,
+            last_error: vm.last_error,
+        }
+    }
+
+    /// The running machine that a reference means.
+    ///
+    /// # Errors
+    /// `not_running` with what to type.
+    pub(crate) fn running(&self, reference: &str) -> Result<(Vm, Arc<Live>)> {
+        let vm = self.find(reference)?;
+        match self.live(&vm.id).filter(|l| l.machine().exited().is_none()) {
+            Some(live) => Ok((vm, live)),
+            None => Err(not_running(&vm)),
+        }
+    }
+
+    /// Waits for the lock over a VM's lifecycle.
+    ///
+    /// # Errors
+    /// `cancelled`.
+    pub(crate) async fn lock(&self, op: &Op, id: &VmId) -> Result<VmLock> {
+        let lock = self.lock_of(id);
+        op.or_cancelled(async { Ok::<_, Error>(lock.lock_owned().await) }).await
+    }
+
+    fn lock_of(&self, id: &VmId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.entry(id.clone()).or_default().clone()
+    }
+
+    fn live(&self, id: &VmId) -> Option<Arc<Live>> {
+        self.live_map().get(id).cloned()
+    }
+
+    fn live_map(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn driver(&self, kind: DriverKind) -> Result<Arc<dyn Driver>> {
+        self.drivers.iter().find(|d| d.kind() == kind).cloned().ok_or_else(|| {
+            Error::new(ErrorCode::Unsupported, format!("the driver '{kind}' is not available"))
+                .with_hint("'banger doctor' shows which drivers there are")
+        })
+    }
+
+    /// Whether KVM works: asked by running code once per boot of the host, then remembered.
+    pub(crate) async fn kvm(&self) -> KvmStatus {
+        let cache = self.dirs.state.path().join("kvm.json");
+        match tokio::task::spawn_blocking(move || banger_vmm::kvm::probe_cached(&cache)).await {
+            Ok(status) => status,
+            Err(_) => banger_vmm::kvm::probe(),
+        }
+    }
+
+    /// The drivers, for `doctor`.
+    pub(crate) fn drivers(&self) -> &[Arc<dyn Driver>] {
+        &self.drivers
+    }
+}
+
+/// The error of a command that needs a running VM.
+#[must_use]
+pub(crate) fn not_running(vm: &Vm) -> Error {
+    Error::new(ErrorCode::NotRunning, format!("VM '{}' is not running", vm.name))
+        .with_hint(format!("start it: 'banger vm start {}'", vm.name))
+}
