@@ -107,7 +107,7 @@ pub enum ImageError {
 }
 
 /// Result with [`ImageError`].
-pub type Result<T, E = ImageError> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = ImageError> = std::result::Result<T, E>;
 
 impl ImageError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -133,7 +133,9 @@ impl From<ImageError> for Error {
             ImageError::BadSource { .. } => (ErrorCode::InvalidArgument, None),
             ImageError::ToolMissing { package, .. } => (
                 ErrorCode::Unavailable,
-                Some(format!("install the package {package}, for example with: sudo apt-get install {package}")),
+                Some(format!(
+                    "install the package {package}, for example with: sudo apt-get install {package}"
+                )),
             ),
             ImageError::HostRefuses { hint, .. } => (ErrorCode::Unavailable, Some(hint)),
             ImageError::ToolFailed { .. } => (ErrorCode::Unavailable, None),
@@ -153,6 +155,7 @@ impl From<ImageError> for Error {
             }
             ImageError::Io { ref source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (ErrorCode::Unavailable, None),
+                io::ErrorKind::AlreadyExists => (ErrorCode::AlreadyExists, None),
                 _ => (ErrorCode::Internal, None),
             },
         };

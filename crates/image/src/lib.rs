@@ -3,12 +3,20 @@
 //! Owns the files below `images/` and `kernels/` of a state directory, and a VM's system disk. Plain
 //! synchronous code. Must never keep names or references (the store does), nor start a VM.
 
+mod archive;
+mod build;
 mod context;
+mod entries;
 mod error;
 mod files;
 mod initramfs;
 pub mod kernel;
+mod job;
+mod space;
+mod squash;
 mod system_disk;
+mod tree;
+mod workdir;
 
 pub use context::{Context, Progress};
 pub use error::ImageError;

@@ -1,0 +1,174 @@
+//! mmdebstrap's talk: how far it is, and what went wrong.
+//! Must never fail: talk that is not understood is passed over.
+
+use crate::error::ImageError;
+
+/// What a line said about the way so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) stage: &'static str,
+    pub(super) message: &'static str,
+    pub(super) percent: Option<u8>,
+}
+
+/// mmdebstrap's announcements (its `info` lines), our stage, and what it does.
+const STAGES: [(&str, &str, &str); 7] = [
+    ("running apt-get update", "lists", "fetching the package lists"),
+    ("downloading packages", "download", "downloading the base system"),
+    ("extracting archives", "extract", "unpacking the base system"),
+    ("installing essential packages", "base", "installing the base system"),
+    ("installing remaining packages", "packages", "installing the packages"),
+    ("cleaning package lists", "clean", "cleaning up"),
+    ("creating tarball", "pack", "packing the image"),
+];
+
+/// Follows the lines.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    stage: Option<(&'static str, &'static str)>,
+    packages: u32,
+    /// Of the stage: each package is fetched (unless cached), unpacked and set up.
+    fetched: u32,
+    unpacked: u32,
+    set_up: u32,
+    shown: Option<u8>,
+}
+
+impl Log {
+    /// The step that this line tells of, if it tells of a new one.
+    pub(super) fn line(&mut self, line: &str) -> Option<Step> {
+        if let Some(said) = line.strip_prefix("I: ") {
+            let (_, stage, message) = STAGES.iter().find(|(prefix, ..)| said.starts_with(prefix))?;
+            // The base system's count goes on: it is downloaded in one stage and installed in another.
+            let packages = if *stage == "packages" { 0 } else { self.packages };
+            *self = Self { stage: Some((stage, message)), packages, ..Self::default() };
+            return Some(Step { stage, message, percent: None });
+        }
+        let (stage, message) = self.stage?;
+        self.count(line);
+        let (done, of) = match stage {
+            "download" => (self.fetched, self.packages),
+            "base" => (self.unpacked + self.set_up, self.packages * 2),
+            // Setting up begins when all is unpacked; a cached package was never fetched.
+            "packages" => (self.fetched.max(self.unpacked) + self.unpacked + self.set_up, self.packages * 3),
+            _ => return None,
+        };
+        let percent = u8::try_from((done * 100).checked_div(of)?.min(100)).ok();
+        if percent <= self.shown {
+            return None;
+        }
+        self.shown = percent;
+        Some(Step { stage, message, percent })
+    }
+
+    fn count(&mut self, line: &str) {
+        if let Some((_, rest)) = line.split_once(" upgraded, ")
+            && let Some((count, _)) = rest.split_once(" newly installed")
+        {
+            self.packages = count.parse().unwrap_or(0);
+        } else if line.starts_with("Get:") {
+            self.fetched += 1;
+        } else if line.starts_with("Unpacking ") {
+            self.unpacked += 1;
+        } else if line.starts_with("Setting up ") {
+            self.set_up += 1;
+        }
+    }
+}
+
+/// Why it failed, from its last lines.
+pub(super) fn failure(tail: &[String], status: String, release: &str) -> ImageError {
+    for line in tail {
+        if let Some(package) = unknown_package(line) {
+            return ImageError::UnknownPackage { package, release: release.to_owned() };
+        }
+        if line.contains("does not have a Release file") || line.contains("cannot find suite") {
+            return ImageError::Invalid {
+                message: format!("the package archive has no release '{release}'"),
+                hint: Some("name a release such as bookworm, trixie or sid".to_owned()),
+            };
+        }
+        if line.contains("No space left on device") {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return ImageError::Io { action: "build in", path: std::env::temp_dir(), source };
+        }
+        if ["Temporary failure resolving", "Could not resolve", "Could not connect", "Unable to connect"]
+            .iter()
+            .any(|said| line.contains(said))
+        {
+            return ImageError::HostRefuses {
+                message: format!("the package archive cannot be reached: {}", bare(line)),
+                hint: "check the network and the proxy of this host with: sudo apt-get update".to_owned(),
+            };
+        }
+        if line.contains("unshare() failed") || line.contains("newuidmap") {
+            return ImageError::HostRefuses {
+                message: format!("this host does not let you make a user namespace: {}", bare(line)),
+                hint: "run as root, or allow them: sudo sysctl -w kernel.unprivileged_userns_clone=1"
+                    .to_owned(),
+            };
+        }
+    }
+    let errors: Vec<&str> = tail.iter().filter(|l| l.starts_with("E: ")).map(|l| bare(l)).collect();
+    let last: Vec<&str> = tail.iter().rev().take(3).rev().map(|l| bare(l)).collect();
+    let tail = if errors.is_empty() { last } else { errors };
+    ImageError::ToolFailed { tool: "mmdebstrap", status, tail: tail.join("; ") }
+}
+
+fn bare(line: &str) -> &str {
+    ["E: ", "W: ", "I: "].iter().find_map(|prefix| line.strip_prefix(prefix)).unwrap_or(line)
+}
+
+/// apt's three ways to say that a package does not exist.
+fn unknown_package(line: &str) -> Option<String> {
+    let name = if let Some((_, name)) = line.split_once("Unable to locate package ") {
+        name
+    } else if let Some((_, rest)) = line.split_once("Couldn't find any package by ") {
+        rest.split_once('\'')?.1.split_once('\'')?.0
+    } else {
+        line.strip_suffix("has no installation candidate")?.split_once('\'')?.1.split_once('\'')?.0
+    };
+    Some(name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_rises_within_a_stage_and_begins_anew_with_the_next() {
+        let mut log = Log::default();
+        assert_eq!(log.line("I: chroot architecture amd64 is equal"), None);
+        assert_eq!(log.line("I: downloading packages with apt...").unwrap().stage, "download");
+        assert_eq!(
+            log.line("0 upgraded, 4 newly installed, 0 to remove and 0 not upgraded."),
+            Some(step("download", 0))
+        );
+        assert_eq!(log.line("Get:1 mirror bookworm/main amd64 dash [1 kB]"), Some(step("download", 25)));
+        assert_eq!(log.line("nothing known"), None);
+        assert_eq!(log.line("I: installing essential packages...").unwrap().percent, None);
+        assert_eq!(log.line("Unpacking dash (1) ..."), Some(step("base", 12)));
+        log.line("I: installing remaining packages inside the chroot...");
+        log.line("0 upgraded, 1 newly installed, 0 to remove and 0 not upgraded.");
+        assert_eq!(log.line("Unpacking jq (1) ..."), Some(step("packages", 66)));
+        assert_eq!(log.line("Setting up jq (1) ..."), Some(step("packages", 100)));
+    }
+
+    fn step(stage: &'static str, percent: u8) -> Step {
+        let message = STAGES.iter().find(|(_, s, _)| *s == stage).unwrap().2;
+        Step { stage, message, percent: Some(percent) }
+    }
+
+    #[test]
+    fn a_failure_names_the_package_or_the_release() {
+        let fail = |line: &str| failure(&[line.to_owned()], "exit 1".to_owned(), "bookworm").to_string();
+        assert_eq!(fail("E: Unable to locate package no-such"), "bookworm has no package 'no-such'");
+        assert_eq!(fail("E: Package 'gone' has no installation candidate"), "bookworm has no package 'gone'");
+        assert!(
+            fail("E: The repository 'x bookworm Release' does not have a Release file.")
+                .contains("no release")
+        );
+        assert!(fail("E: apt-get failed: E: boom").ends_with("boom"));
+        assert!(fail("the last word").ends_with("the last word"));
+    }
+}

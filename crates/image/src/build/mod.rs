@@ -1,0 +1,326 @@
+//! Debian root file systems, made by mmdebstrap straight into a squashfs file.
+//! Must never need root, change the host, or carry the host's identity into the image.
+
+mod apt;
+mod cache;
+mod log;
+
+use std::fs;
+use std::io::BufReader;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use banger_model::Bytes;
+
+use crate::archive;
+use crate::context::Context;
+use crate::error::{ImageError, Result};
+use crate::files::{BuildSpec, DEFAULT_RELEASE};
+use crate::job::{self, Job};
+use crate::space;
+use crate::squash::{self, Finished, Squash};
+use crate::workdir::WorkDir;
+use cache::Cache;
+use log::Log;
+
+const WHAT: &str = "the image build";
+/// Work directories in the system's temporary directory.
+pub(crate) const PREFIX: &str = "banger-build-";
+
+/// A machine that boots: init, the bus that it talks on, and devices.
+const MINIMAL: [&str; 3] = ["systemd-sysv", "dbus", "udev"];
+/// What people need to work in a repository, without what they only might.
+const DEVELOPMENT: [&str; 24] = [
+    "bash-completion",
+    "build-essential",
+    "bzip2",
+    "ca-certificates",
+    "curl",
+    "file",
+    "git",
+    "iproute2",
+    "iputils-ping",
+    "jq",
+    "less",
+    "nano",
+    "openssh-client",
+    "patch",
+    "pkg-config",
+    "procps",
+    "python3",
+    "python3-venv",
+    "rsync",
+    "sudo",
+    "unzip",
+    "vim-tiny",
+    "xz-utils",
+    "zstd",
+];
+
+/// Room for the unpacked tree with its packages, in the temporary directory; and for the packed image.
+const ROOM: (u64, u64) = (1800 << 20, 600 << 20);
+const ROOM_MINIMAL: (u64, u64) = (700 << 20, 200 << 20);
+
+/// Runs as the last step before packing, with the tree's path as `$1`. What is the host's (name, resolver, fetching
+/// options) or must be each machine's own (host keys) goes; timers that would fetch packages behind the user's back in
+/// every short-lived VM are masked.
+const CUSTOMIZE: &str = r#"set -e
+cd "$1"
+rm -f etc/hostname etc/resolv.conf etc/ssh/ssh_host_*_key* etc/apt/apt.conf.d/00banger-build
+rm -f etc/dpkg/dpkg.cfg.d/00banger-build var/log/apt/* var/log/dpkg.log var/log/alternatives.log
+rm -f var/cache/apt/archives/*.deb var/lib/systemd/random-seed
+mkdir -p etc/default etc/systemd/system
+echo LANG=C.UTF-8 > etc/default/locale
+for unit in apt-daily.timer apt-daily-upgrade.timer man-db.timer e2scrub_all.timer fstrim.timer; do
+	ln -sf /dev/null "etc/systemd/system/$unit"
+done
+"#;
+
+/// Builds into a file below `scratch`. `dir` is where the file is made.
+pub(crate) fn build(spec: &BuildSpec, dir: WorkDir, ctx: &Context<'_>) -> Result<Finished> {
+    let release = release(spec)?;
+    let packages = packages(spec)?;
+    squash::require()?;
+    job::require("mmdebstrap", "mmdebstrap")?;
+    require_namespaces()?;
+    let temp = temp_dir();
+    let (tree, image) = if spec.minimal { ROOM_MINIMAL } else { ROOM };
+    space::require("the image build", &temp, Bytes(tree))?;
+    space::require("the image", dir.path(), Bytes(image))?;
+
+    ctx.report("prepare", format!("preparing Debian {release}"), None);
+    // The namespace's ids are not this user: they must be able to pass, not to read.
+    let work = WorkDir::new(&temp, PREFIX, 0o711)?;
+    let cache = Cache::open(&ctx.cache_dir, release)?;
+    let command = command(release, &packages, &work, &cache)?;
+    let mut job = Job::start_guarded("mmdebstrap", "mmdebstrap", &command)?;
+    let stdout = job.take_stdout().ok_or_else(|| ImageError::ToolFailed {
+        tool: "mmdebstrap",
+        status: "started".to_owned(),
+        tail: "it has no output".to_owned(),
+    })?;
+    let mut squash = Squash::start(dir)?;
+    let mut pipe = squash.pipe()?;
+    let mut log = Log::default();
+    // The tree goes by on a thread of its own while this one follows the talk. It ends with the pipe.
+    let (copied, ended) = std::thread::scope(|scope| {
+        let copy = scope.spawn(move || {
+            archive::copy(Path::new("the built tree"), &mut BufReader::new(stdout), &mut pipe, &|| {})
+        });
+        let ended = job.follow(WHAT, ctx.cancelled, |line| {
+            tracing::debug!(line, "mmdebstrap");
+            if let Some(step) = log.line(line) {
+                ctx.report(step.stage, step.message, step.percent);
+            }
+        });
+        (copy.join(), ended)
+    });
+    let ended = ended?;
+    if !ended.status.success() {
+        return Err(log::failure(&ended.tail, ended.status.to_string(), release));
+    }
+    let copied = copied.unwrap_or_else(|_| {
+        Err(ImageError::ToolFailed {
+            tool: "mmdebstrap",
+            status: "done".to_owned(),
+            tail: "its tree could not be packed".to_owned(),
+        })
+    });
+    // When the writer went away first, it says why.
+    let finished = squash.finish(WHAT, ctx)?;
+    copied?;
+    squash::check(&finished.path(), Path::new("the built tree"))?;
+    if let Err(error) = cache.keep() {
+        tracing::warn!(%error, "downloads were not kept for the next build");
+    }
+    Ok(finished)
+}
+
+/// The build for people.
+pub(crate) fn describe(spec: &BuildSpec) -> String {
+    let release = spec.release.as_deref().unwrap_or(DEFAULT_RELEASE);
+    let set = if spec.minimal { "minimal" } else { "development" };
+    let mut text = format!("Debian {release}, {set} packages");
+    if !spec.include.is_empty() {
+        text.push_str(" and ");
+        text.push_str(&spec.include.join(", "));
+    }
+    text
+}
+
+/// Where builds unpack. The namespace's ids must be able to get there, so a private `TMPDIR` will not do.
+pub(crate) fn temp_dir() -> PathBuf {
+    std::env::var_os("TMPDIR")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute() && is_open(dir))
+        // A tree of a gigabyte belongs on a disk, which /tmp need not be.
+        .unwrap_or_else(|| PathBuf::from("/var/tmp"))
+}
+
+fn is_open(dir: &Path) -> bool {
+    dir.ancestors().all(|part| {
+        fs::metadata(part).is_ok_and(|meta| meta.is_dir() && meta.permissions().mode() & 0o001 != 0)
+    })
+}
+
+fn command(release: &str, packages: &[&str], work: &WorkDir, cache: &Cache) -> Result<Command> {
+    let root = work.path();
+    let write = |name: &str, text: String| {
+        let path = root.join(name);
+        fs::write(&path, text).map_err(ImageError::io("write", &path))
+    };
+    // mmdebstrap's hooks are words of a shell: fixed names in its working directory need no quoting.
+    for (name, target) in [("before", cache.before()), ("after", cache.after())] {
+        let link = root.join(name);
+        std::os::unix::fs::symlink(target, &link).map_err(ImageError::io("make", &link))?;
+    }
+    write("apt.conf", format!("Acquire::Languages \"none\";\n{}", apt::fetching()))?;
+    write("dpkg.cfg", "force-unsafe-io\n".to_owned())?;
+
+    let mut command = Command::new("mmdebstrap");
+    command
+        .current_dir(root)
+        .env("TMPDIR", root)
+        .env("LC_ALL", "C.UTF-8")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env_remove("APT_CONFIG")
+        .args(["--mode=unshare", "--variant=minbase", "--format=tar", "--verbose"])
+        .arg(format!("--include={}", packages.join(",")))
+        // Keep the downloads until they are copied out.
+        .arg("--skip=essential/unlink")
+        .arg(r#"--setup-hook=mkdir -p "$1/var/cache/apt/archives" "$1/etc/apt/apt.conf.d" "$1/etc/dpkg/dpkg.cfg.d""#)
+        .arg("--setup-hook=upload apt.conf /etc/apt/apt.conf.d/00banger-build")
+        .arg("--setup-hook=upload dpkg.cfg /etc/dpkg/dpkg.cfg.d/00banger-build")
+        .arg("--setup-hook=sync-in before /var/cache/apt/archives")
+        .arg("--customize-hook=sync-out /var/cache/apt/archives after")
+        .arg(format!("--customize-hook={CUSTOMIZE}"))
+        .args([release, "-"])
+        .args(apt::sources(release));
+    Ok(command)
+}
+
+fn release(spec: &BuildSpec) -> Result<&str> {
+    let release = spec.release.as_deref().unwrap_or(DEFAULT_RELEASE);
+    let first = release.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    let rest = release.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if first && rest && release.len() <= 40 {
+        Ok(release)
+    } else {
+        Err(ImageError::Invalid {
+            message: format!("'{}' is not a release's name", release.escape_debug()),
+            hint: Some("name a release such as bookworm, trixie or sid".to_owned()),
+        })
+    }
+}
+
+fn packages(spec: &BuildSpec) -> Result<Vec<&str>> {
+    let more: &[&str] = if spec.minimal { &[] } else { &DEVELOPMENT };
+    let mut all: Vec<&str> = MINIMAL.iter().chain(more).copied().collect();
+    for name in &spec.include {
+        if !is_package(name) {
+            return Err(ImageError::Invalid {
+                message: format!("'{}' is not a package's name", name.escape_debug()),
+                hint: Some(
+                    "give Debian's names, with commas between them: --include cmake,ripgrep".to_owned(),
+                ),
+            });
+        }
+        all.push(name);
+    }
+    Ok(all)
+}
+
+/// Debian policy 5.6.7. apt would take a final '-' for "remove it".
+fn is_package(name: &str) -> bool {
+    let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() >= 2
+        && name.len() <= 100
+        && name.bytes().next().is_some_and(alnum)
+        && name.bytes().all(|b| alnum(b) || b"+.-".contains(&b))
+        && !name.ends_with('-')
+}
+
+/// Checks that an ordinary user can have a user namespace with more than one id.
+fn require_namespaces() -> Result<()> {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return Ok(());
+    }
+    job::require("newuidmap", "uidmap")?;
+    let number = uid.as_raw().to_string();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then(|| name.to_owned())
+    });
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        if !has_range(&text, name.as_deref(), &number) {
+            let user = name.as_deref().unwrap_or(&number);
+            return Err(ImageError::HostRefuses {
+                message: format!("user {user} has no subordinate ids in {file}, which an image build needs"),
+                hint: format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// subuid(5): `owner:first:count`, the owner by name or number.
+fn has_range(text: &str, name: Option<&str>, number: &str) -> bool {
+    text.lines().any(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [owner, _, count] = fields[..] else { return false };
+        (Some(owner) == name || owner == number) && count.trim().parse::<u64>().is_ok_and(|n| n >= 65536)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(release: Option<&str>, include: &[&str]) -> BuildSpec {
+        BuildSpec {
+            release: release.map(str::to_owned),
+            include: include.iter().map(|s| (*s).to_owned()).collect(),
+            minimal: true,
+        }
+    }
+
+    #[test]
+    fn neither_a_package_nor_a_release_can_smuggle_in_an_option_or_a_path() {
+        for good in ["g++", "libstdc++-12-dev", "python3.11", "0ad"] {
+            assert!(packages(&spec(None, &[good])).is_ok(), "{good}");
+        }
+        for bad in
+            ["", "a", "-x", "--hook", "a b", "a,b", "A", "./x.deb", "bash-", "?essential", "a/b", "a=1", "ä"]
+        {
+            let error = packages(&spec(None, &[bad])).unwrap_err();
+            assert!(error.to_string().contains("is not a package's name"), "{bad}");
+        }
+        assert_eq!(release(&spec(None, &[])).unwrap(), "bookworm");
+        for bad in ["", "-x", "Bookworm", "a/b", "../x", "a b", "1"] {
+            assert!(release(&spec(Some(bad), &[])).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_comes_besides_the_default_set() {
+        assert_eq!(packages(&spec(None, &["cmake"])).unwrap(), ["systemd-sysv", "dbus", "udev", "cmake"]);
+        let full = BuildSpec::default();
+        assert!(packages(&full).unwrap().contains(&"git"));
+        assert_eq!(describe(&full), "Debian bookworm, development packages");
+        assert_eq!(describe(&spec(Some("trixie"), &["cmake"])), "Debian trixie, minimal packages and cmake");
+    }
+
+    #[test]
+    fn subordinate_ids_count_by_name_or_number_and_only_in_useful_amounts() {
+        assert!(has_range("me:100000:65536\n", Some("me"), "1000"));
+        assert!(has_range("1000:100000:65536", None, "1000"));
+        assert!(!has_range("you:100000:65536", Some("me"), "1000"));
+        assert!(!has_range("me:100000:10", Some("me"), "1000"));
+        assert!(!has_range("", Some("me"), "1000"));
+    }
+}
