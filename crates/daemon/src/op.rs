@@ -93,7 +93,7 @@ impl Op {
         let now = Instant::now();
         let since_last = now.duration_since(clock.stage_start);
         if clock.stage != stage {
-            clock.end_stage(now);
+            clock.stage_start = now;
             clock.stage = stage.to_owned();
             tracing::info!(stage, message, since_start_ms = ms(now.duration_since(clock.start)), "stage");
         }
@@ -141,12 +141,6 @@ impl Op {
 
     fn clock(&self) -> std::sync::MutexGuard<'_, Clock> {
         self.inner.clock.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Clock {
-    fn end_stage(&mut self, now: Instant) {
-        self.stage_start = now;
     }
 }
 

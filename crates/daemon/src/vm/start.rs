@@ -118,10 +118,15 @@ impl Vms {
         let Err(error) = outcome else {
             return self.store.vm(&id)?.ok_or_else(|| Error::internal("a started VM has no record"));
         };
-        let last_error = LastError { code: error.code, message: error.message.clone() };
+        // Who asked has gone: that is no fault of the VM's.
+        let (state, last_error) = match error.code {
+            ErrorCode::Cancelled if start.vm.started_at.is_none() => (VmState::Created, None),
+            ErrorCode::Cancelled => (VmState::Stopped, None),
+            code => (VmState::Error, Some(LastError { code, message: error.message.clone() })),
+        };
         self.store.modify_vm(&id, |vm| {
-            vm.state = VmState::Error;
-            vm.last_error = Some(last_error);
+            vm.state = state;
+            vm.last_error = last_error;
         })?;
         Err(error)
     }
