@@ -274,6 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::zombie_processes, reason = "the code under test reaps it")]
     async fn waiting_reaps_our_child_and_tells_its_end() {
         let child = sleeper(None);
         let id = ProcessId::of(child.id()).unwrap().unwrap();

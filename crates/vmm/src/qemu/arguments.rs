@@ -7,7 +7,7 @@ use std::path::Path;
 use banger_model::Accel;
 use serde_json::json;
 
-use super::kernel_arguments;
+use super::kernel_arguments::{self, Boot};
 use crate::process::mark;
 use crate::{Disk, MachineSpec, Result, VmmError};
 use banger_protocol::boot::AGENT_PORT;
@@ -24,7 +24,12 @@ pub(super) struct Descriptors {
 }
 
 /// The arguments, without the program itself.
-pub(super) fn arguments(spec: &MachineSpec, console: &Path, fds: Descriptors) -> Result<Vec<String>> {
+pub(super) fn arguments(
+    spec: &MachineSpec,
+    console: &Path,
+    fds: Descriptors,
+    boot: Boot,
+) -> Result<Vec<String>> {
     let mut args: Vec<String> = Vec::new();
     let mut put = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
 
@@ -37,7 +42,7 @@ pub(super) fn arguments(spec: &MachineSpec, console: &Path, fds: Descriptors) ->
     put(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
 
     put(&["-kernel", text(&spec.kernel)?, "-initrd", text(&spec.initramfs)?]);
-    put(&["-append", &kernel_arguments::line(&spec.name, &spec.disks, spec.verbose_console)]);
+    put(&["-append", &kernel_arguments::line(&spec.name, &spec.disks, boot)]);
 
     put(&["-chardev", &format!("socket,id=control,fd={},server=on,wait=off", fds.control)]);
     put(&["-mon", "chardev=control,mode=control"]);
@@ -101,4 +106,73 @@ fn text(path: &Path) -> Result<&str> {
 
 fn comma_safe(path: &Path) -> Result<String> {
     Ok(text(path)?.replace(',', ",,"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DiskRole, NetDevice};
+    use banger_model::{Bytes, MachineShape, Mib, RootFsType, VmId};
+
+    fn spec() -> MachineSpec {
+        let disk = |role, path: &str, read_only| Disk { role, path: path.into(), read_only };
+        let (_, backend) = std::os::unix::net::UnixStream::pair().unwrap();
+        MachineSpec {
+            id: VmId::from_random([0, 1, 2, 3, 4, 5]),
+            name: "web".parse().unwrap(),
+            shape: MachineShape { vcpu: 2, memory: Mib(512), disk: Bytes(1 << 30) },
+            accel: Accel::Tcg,
+            kernel: "/k/vmlinuz".into(),
+            initramfs: "/k/initramfs".into(),
+            disks: vec![
+                disk(DiskRole::Base { fs: RootFsType::Squashfs }, "/i/a,b \"c\".squashfs", true),
+                disk(DiskRole::System, "/v/system.img", false),
+            ],
+            network: Some(NetDevice { mac: "52:54:00:03:04:05".into(), backend: backend.into() }),
+            runtime_dir: "/r".into(),
+            log_dir: "/v,1".into(),
+            verbose_console: false,
+        }
+    }
+
+    const FDS: Descriptors = Descriptors { control: 7, agent: 8, network: Some(9) };
+
+    fn line(spec: &MachineSpec, boot: Boot) -> String {
+        arguments(spec, Path::new("/v,1/console.log"), FDS, boot).unwrap().join("\n")
+    }
+
+    #[test]
+    fn the_command_line_is_what_was_measured_to_work() {
+        let boot = Boot { tsc_khz: Some(2_600_000), verbose: false };
+        let expected = include_str!("arguments.snapshot");
+        assert_eq!(line(&spec(), boot), expected.trim_end());
+    }
+
+    #[test]
+    fn a_machine_without_network_has_no_device_for_it() {
+        let none = MachineSpec { network: None, ..spec() };
+        let fds = Descriptors { network: None, ..FDS };
+        let line = arguments(&none, Path::new("/c"), fds, Boot::default()).unwrap().join(" ");
+        assert!(!line.contains("net"), "{line}");
+    }
+
+    #[test]
+    fn kvm_guests_get_the_hosts_processor_and_no_clock_hints() {
+        let kvm = MachineSpec { accel: Accel::Kvm, ..spec() };
+        let line = line(&kvm, Boot { tsc_khz: None, verbose: true });
+        assert!(line.contains("-accel\nkvm\n-cpu\nhost\n"), "{line}");
+        assert!(
+            !line.contains("tsc") && !line.contains(" quiet") && line.contains("ignore_loglevel"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_path_that_the_command_line_cannot_carry_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let odd = std::ffi::OsString::from_vec(b"/k/\xff".to_vec());
+        let spec = MachineSpec { kernel: odd.into(), ..spec() };
+        let error = arguments(&spec, Path::new("/c"), FDS, Boot::default()).unwrap_err();
+        assert!(error.to_string().contains("UTF-8"), "{error}");
+    }
 }

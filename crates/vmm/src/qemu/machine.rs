@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use banger_model::DriverKind;
+use banger_model::{Accel, DriverKind};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::arguments::{Descriptors, arguments};
+use super::clock::HostClock;
+use super::kernel_arguments::Boot;
 use super::qmp::{self, Qmp, QmpError};
 use super::sockets::{Cleanup, listen};
 use crate::process::{ProcessId, wait_pidfd};
@@ -43,7 +45,7 @@ struct Control {
     reason: Arc<Mutex<ExitReason>>,
 }
 
-pub(super) async fn launch(program: &Path, spec: MachineSpec) -> Result<QemuMachine> {
+pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock) -> Result<QemuMachine> {
     let control_socket = spec.runtime_dir.join("qmp.sock");
     let agent_socket = spec.runtime_dir.join("agent.sock");
     let log = spec.log_dir.join("vmm.log");
@@ -60,7 +62,13 @@ pub(super) async fn launch(program: &Path, spec: MachineSpec) -> Result<QemuMach
     if let Some(network) = &mut spec.network {
         fds.network = Some(qemu.give(duplicate(&network.backend)?));
     }
-    let args = arguments(&spec, &spec.log_dir.join("console.log"), fds)?;
+    let tsc_khz = match spec.accel {
+        Accel::Tcg => clock.khz().await,
+        // KVM tells its guests.
+        Accel::Kvm => None,
+    };
+    let boot = Boot { tsc_khz, verbose: spec.verbose_console };
+    let args = arguments(&spec, &spec.log_dir.join("console.log"), fds, boot)?;
     let spawned = qemu.args(args).spawn()?;
     // QEMU has its own copy now; ours would keep the network's other side from seeing its end.
     drop(spec.network.take());

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod binary;
+mod clock;
 mod kernel_arguments;
 mod machine;
 mod qmp;
@@ -24,13 +25,14 @@ use crate::{Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, V
 pub struct QemuDriver {
     program: PathBuf,
     info: OnceCell<QemuInfo>,
+    clock: clock::HostClock,
 }
 
 impl QemuDriver {
     /// A driver that uses this binary (see [`locate`]). Nothing is run or looked at yet.
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
-        Self { program, info: OnceCell::new() }
+        Self { program, info: OnceCell::new(), clock: clock::HostClock::start() }
     }
 
     /// The binary.
@@ -61,7 +63,7 @@ impl Driver for QemuDriver {
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
-        Ok(Arc::new(machine::launch(&self.program, spec).await?))
+        Ok(Arc::new(machine::launch(&self.program, spec, &self.clock).await?))
     }
 
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {
