@@ -73,6 +73,9 @@ pub enum WorkspaceError {
     /// The caller asked to stop.
     #[error("the copy was cancelled")]
     Cancelled,
+    /// A word of the vocabulary is wrong.
+    #[error(transparent)]
+    Model(Error),
     /// git is not there.
     #[error("git cannot be run: {0}")]
     NoGit(io::Error),
@@ -148,6 +151,7 @@ impl WorkspaceError {
 
     fn code(&self) -> ErrorCode {
         match self {
+            Self::Model(e) => e.code,
             Self::NoSuchPath(_) | Self::Revision { .. } => ErrorCode::NotFound,
             Self::NoRepository(_)
             | Self::Bare(_)
@@ -167,6 +171,7 @@ impl WorkspaceError {
 
     fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::Model(e) => return e.hint.clone(),
             Self::NoRepository(path) => {
                 return Some(format!("make it one: git -C {} init, then commit what it holds", show(path)));
             }

@@ -3,11 +3,23 @@
 //! Owns the walk, git's ignore rules and the index reader. Must never follow a symbolic link and
 //! never leave the workspace's directory.
 
-use std::io::{self, Read, Write};
+mod ignore;
+mod send;
+mod tracked;
+mod tree;
+
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use banger_model::{ByteString, Error, ErrorCode};
 use banger_protocol::agent::{ScanSpec, ScanSummary};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use self::ignore::Rules;
+use self::send::Sender;
+use self::tracked::{GITLINK, Tracked};
+use self::tree::{Name, Tree};
 
 /// Why a scan failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,13 +65,181 @@ impl From<ScanError> for Error {
     }
 }
 
+/// The largest ignore file that is read, as git has it (`PATTERN_MAX_FILE_SIZE`).
+const MAX_RULES: u64 = 100 << 20;
+/// The largest index that is read, bytes.
+const MAX_INDEX: u64 = 1 << 30;
+
 /// Compares the tree at `root` with `base` (`git ls-tree -r -z --full-tree`) and writes a record
 /// for everything that differs, then the end record. Untracked files that git would ignore stay
-/// behind. Contents are streamed.
+/// behind, as do untracked repositories within, sockets, pipes and devices. Contents are streamed.
 ///
 /// # Errors
 /// Anything that would make the answer incomplete; then no end record was written.
-pub fn scan(root: &Path, spec: &ScanSpec, base: impl Read, out: impl Write) -> Result<ScanSummary, ScanError> {
-    let _ = (spec, base, out);
-    Err(ScanError::NoRoot(root.to_owned()))
+pub fn scan(
+    root: &Path,
+    spec: &ScanSpec,
+    base: impl Read,
+    out: impl Write,
+) -> Result<ScanSummary, ScanError> {
+    let id_len = match spec.object_format.as_str() {
+        "sha1" => 20,
+        "sha256" => 32,
+        _ => return Err(ScanError::Base("the hash is neither sha1 nor sha256")),
+    };
+    let mut tracked = Tracked::from_base(base)?;
+    let mut tree = Tree::open(root).map_err(|_| ScanError::NoRoot(root.to_owned()))?;
+    let index_time = match read_if_there(&mut tree, b".git/index", MAX_INDEX)? {
+        Some((raw, stat)) => {
+            tracked.add_index(&raw, id_len);
+            Some(stat)
+        }
+        None => None,
+    };
+    let sender = Sender::new(BufWriter::with_capacity(64 << 10, out), spec.max_bytes, id_len, index_time);
+    let mut scan = Scan { tree, tracked, rules: Rules::default(), sender };
+    if let Some((text, _)) = read_if_there(&mut scan.tree, b".git/info/exclude", MAX_RULES)? {
+        scan.rules.push(b"", &text);
+    }
+    scan.walk()?;
+    scan.rest()?;
+    scan.sender.finish()
+}
+
+/// A scan under way.
+struct Scan<W: Write> {
+    tree: Tree,
+    tracked: Tracked,
+    rules: Rules,
+    sender: Sender<W>,
+}
+
+/// A directory whose names are being gone through.
+struct Frame {
+    path: Vec<u8>,
+    names: std::vec::IntoIter<Name>,
+    /// The rules in force outside it.
+    rules: usize,
+}
+
+impl<W: Write> Scan<W> {
+    /// Goes through all directories that git would look into for untracked files.
+    fn walk(&mut self) -> Result<(), ScanError> {
+        let mut frames: Vec<Frame> = self.enter(Vec::new())?.into_iter().collect();
+        while let Some(frame) = frames.last_mut() {
+            let Some(Name { name, is_dir }) = frame.names.next() else {
+                self.rules.pop_to(frame.rules);
+                frames.pop();
+                continue;
+            };
+            if name == b".git" {
+                continue;
+            }
+            let path = if frame.path.is_empty() { name } else { [&frame.path[..], b"/", &name].concat() };
+            if is_dir {
+                if !self.tracked.is_submodule(&path) && !self.rules.ignores(&path, true) {
+                    frames.extend(self.enter(path)?);
+                }
+            } else if self.tracked.paths.contains_key(&path) || !self.rules.ignores(&path, false) {
+                self.visit(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a directory; none when it went away or is another repository.
+    fn enter(&mut self, path: Vec<u8>) -> Result<Option<Frame>, ScanError> {
+        let names = match self.tree.names(&path) {
+            Ok(names) => names,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !path.is_empty() => return Ok(None),
+            Err(e) => return Err(unreadable(&path, e.into())),
+        };
+        let has = |name: &[u8]| names.iter().any(|n| n.name == name);
+        if !path.is_empty() && has(b".git") && !self.tracked.is_above(&path) && self.is_repository(&path)? {
+            return Ok(None);
+        }
+        let rules = self.rules.depth();
+        if has(b".gitignore") {
+            let file =
+                if path.is_empty() { b".gitignore".to_vec() } else { [&path[..], b"/.gitignore"].concat() };
+            if let Some((text, _)) = read_if_there(&mut self.tree, &file, MAX_RULES)? {
+                self.rules.push(&path, &text);
+            }
+        }
+        Ok(Some(Frame { path, names: names.into_iter(), rules }))
+    }
+
+    /// Whether what is called `.git` in a directory makes it a repository in git's eyes.
+    fn is_repository(&mut self, dir: &[u8]) -> Result<bool, ScanError> {
+        let mut kind = |rest: &[u8]| {
+            let path = [dir, b"/.git", rest].concat();
+            let stat = self.tree.look(&path).map_err(|e| unreadable(&path, e.into()))?;
+            Ok(stat.map(|s| FileType::from_raw_mode(s.st_mode)))
+        };
+        Ok(match kind(b"")? {
+            Some(FileType::Directory) => {
+                let dir = Some(FileType::Directory);
+                kind(b"/HEAD")?.is_some() && kind(b"/objects")? == dir && kind(b"/refs")? == dir
+            }
+            Some(FileType::RegularFile) => true,
+            _ => false,
+        })
+    }
+
+    /// A path that is there, tracked or not ignored.
+    fn visit(&mut self, path: &[u8]) -> Result<(), ScanError> {
+        let known = self.tracked.paths.get(path).copied().unwrap_or_default();
+        if known.base.is_some_and(|(mode, _)| mode == GITLINK) {
+            return Ok(());
+        }
+        let was_there = self.sender.present(&mut self.tree, path, &known)?;
+        if was_there && let Some(known) = self.tracked.paths.get_mut(path) {
+            known.seen = true;
+        }
+        Ok(())
+    }
+
+    /// Tracked paths that the walk has not met: in ignored directories, or gone.
+    fn rest(&mut self) -> Result<(), ScanError> {
+        let unseen = self.tracked.paths.iter().filter(|(_, known)| !known.seen);
+        let mut unseen: Vec<Vec<u8>> = unseen.map(|(path, _)| path.clone()).collect();
+        unseen.sort();
+        for path in unseen {
+            self.visit(&path)?;
+            let Some(known) = self.tracked.paths.get(&path) else { continue };
+            let is_kept = known.base.is_none_or(|(mode, _)| mode == GITLINK)
+                || known.index.is_some_and(|entry| entry.is_skipped);
+            if !known.seen && !is_kept {
+                self.sender.deleted(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A small regular file's content, and its state.
+fn read_if_there(
+    tree: &mut Tree,
+    path: &[u8],
+    cap: u64,
+) -> Result<Option<(Vec<u8>, rustix::fs::Stat)>, ScanError> {
+    let file = match tree.file(path) {
+        Ok(file) => file,
+        // A link, a socket, or not there: git would not read it either.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(None),
+        Err(e) => return Err(unreadable(path, e.into())),
+    };
+    let stat = rustix::fs::fstat(&file).map_err(|e| unreadable(path, e.into()))?;
+    let is_fine = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && u64::try_from(stat.st_size).is_ok_and(|size| size <= cap);
+    if !is_fine {
+        return Ok(None);
+    }
+    let mut content = Vec::new();
+    file.take(cap).read_to_end(&mut content).map_err(|e| unreadable(path, e))?;
+    Ok(Some((content, stat)))
+}
+
+fn unreadable(path: &[u8], source: io::Error) -> ScanError {
+    ScanError::Read { path: ByteString(path.to_vec()), source }
 }

@@ -1,11 +1,28 @@
 //! Out: the guest's scan becomes one inspected patch against the base.
+//!
+//! Owns the scratch object store and the resulting tree. No git runs where a guest wrote, and the
+//! source repository is only read, as the alternate of the scratch store.
 
-use std::io::Read;
+mod base;
+mod links;
+mod path;
+mod receive;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use banger_protocol::api::ExportSummary;
+use banger_model::ByteString;
+use banger_protocol::api::{ChangeKind, ExportSummary, FileChange};
 
-use crate::Result;
+use self::base::{Base, arguments};
+use self::links::Links;
+use self::receive::{Change, Changes, Store, refused};
+use crate::git::Git;
+use crate::source::{LISTING_CAP, Source, object_id};
+use crate::{Result, WorkspaceError};
 
 /// The most that is taken from a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +42,10 @@ impl Default for Limits {
 /// An export under way: base in the source repository, scratch object store beside it.
 #[derive(Debug)]
 pub struct Export {
+    source: Source,
     base: String,
+    scratch: PathBuf,
+    git: Git,
 }
 
 /// What came out.
@@ -46,8 +66,24 @@ impl Export {
     /// # Errors
     /// The source is gone or has no such revision, or git's own failure.
     pub fn new(source_repo: &Path, base: &str, scratch: &Path) -> Result<Self> {
-        let _ = (source_repo, scratch);
-        Ok(Self { base: base.to_owned() })
+        let source = Source::find(source_repo)?;
+        // A workspace made of a repository without a commit has the empty tree for its base.
+        let base = source.resolve(base, "commit").or_else(|e| source.resolve(base, "tree").map_err(|_| e))?;
+        let git_dir = scratch.join("export.git");
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&git_dir)
+            .map_err(|e| WorkspaceError::io("make", &git_dir, e))?;
+        let git = Git::private(&git_dir);
+        let format = format!("--object-format={}", source.object_format);
+        git.output(&["init", "-q", "--bare", "--template=", "--initial-branch=main", &format], 1 << 16)?;
+        let objects = source.git_path("objects")?;
+        let alternates = git_dir.join("objects/info/alternates");
+        let info = git_dir.join("objects/info");
+        std::fs::create_dir_all(&info).map_err(|e| WorkspaceError::io("make", &info, e))?;
+        std::fs::write(&alternates, quoted(objects.as_os_str().as_bytes()))
+            .map_err(|e| WorkspaceError::io("write", &alternates, e))?;
+        Ok(Self { source, base, scratch: scratch.to_owned(), git })
     }
 
     /// The commit that the patch will apply to.
@@ -59,7 +95,7 @@ impl Export {
     /// `sha1` or `sha256`, for [`banger_protocol::agent::ScanSpec`].
     #[must_use]
     pub fn object_format(&self) -> &str {
-        "sha1"
+        &self.source.object_format
     }
 
     /// The base as `git ls-tree -r -z --full-tree` writes it: what the agent compares with.
@@ -67,7 +103,7 @@ impl Export {
     /// # Errors
     /// git cannot be run.
     pub fn base_listing(&self) -> Result<impl Read + Send + 'static> {
-        Ok(std::io::empty())
+        self.source.git.stream(&arguments(&self.base))
     }
 
     /// Reads the guest's records up to their end mark, inspects them and makes the patch. To be
@@ -77,7 +113,158 @@ impl Export {
     /// A path, link, size or record that is refused, with the path; a broken stream; git's own
     /// failure.
     pub fn receive(&self, records: impl Read, limits: &Limits) -> Result<Exported> {
-        let _ = (records, limits);
-        Err(crate::WorkspaceError::Cancelled)
+        let base = Base::list(&self.source.git, &self.base)?;
+        let mut store = Store::new(&self.git, &self.scratch);
+        let changes = receive::read(records, limits, &base, &mut store)?;
+        let ids = store.close()?;
+        self.check_links(&changes, &base)?;
+        let tree = self.write_tree(&changes, &ids)?;
+        drop((base, changes, ids));
+        let patch = self.scratch.join("export.patch");
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&patch)
+            .map_err(|e| WorkspaceError::io("write", &patch, e))?;
+        let mut args = vec!["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"];
+        args.extend(["--no-color", "--src-prefix=a/", "--dst-prefix=b/"]);
+        self.git.into_file(&self.compare(&mut args, &tree), file)?;
+        let meta = std::fs::metadata(&patch).map_err(|e| WorkspaceError::io("look at", &patch, e))?;
+        let files = self.summary(&tree)?;
+        let summary = ExportSummary {
+            base_commit: self.base.clone(),
+            has_changes: !files.is_empty(),
+            files,
+            patch_bytes: meta.len(),
+        };
+        Ok(Exported { summary, patch, tree })
     }
+
+    fn compare<'a>(&'a self, args: &mut Vec<&'a str>, tree: &'a str) -> Vec<&'a str> {
+        args.extend(["-r", "--no-renames", "--end-of-options", &self.base, tree, "--"]);
+        std::mem::take(args)
+    }
+
+    /// Refuses links that lead out of the repository, unless they did so in the base.
+    fn check_links(&self, changes: &Changes, base: &Base) -> Result<()> {
+        let is_link = |path: &[u8]| base.get(path).is_some_and(|e| e.mode == b"120000");
+        if !changes.iter().any(|(path, change)| matches!(change, Change::Link { .. }) || is_link(path)) {
+            return Ok(());
+        }
+        let before = self.base_links(base)?;
+        let mut after = before.clone();
+        for (path, change) in changes {
+            match change {
+                Change::Link { target, .. } => drop(after.insert(path.clone(), target.clone())),
+                _ => drop(after.remove(path)),
+            }
+        }
+        for (path, target) in &after {
+            let was_so = before.get(path) == Some(target) && links::escapes(&before, path);
+            if !was_so && links::escapes(&after, path) {
+                return Err(refused(path, "the symbolic link leads out of the repository"));
+            }
+        }
+        Ok(())
+    }
+
+    fn base_links(&self, base: &Base) -> Result<Links> {
+        let mut links = Links::new();
+        let wanted = base.entries().filter(|e| e.mode == b"120000").collect::<Vec<_>>();
+        if wanted.is_empty() {
+            return Ok(links);
+        }
+        let odd =
+            || WorkspaceError::GitAnswer { verb: "cat-file".into(), repository: self.source.top.clone() };
+        let reading = |e| WorkspaceError::io("read links of", &self.source.top, e);
+        let mut run = self.source.git.converse(&["cat-file", "--batch"])?;
+        let mut out = BufReader::new(run.child.stdout.take().ok_or_else(odd)?);
+        for entry in wanted {
+            let pipe = run.child.stdin.as_mut().ok_or_else(odd)?;
+            pipe.write_all(&[entry.id, b"\n"].concat()).map_err(reading)?;
+            let mut line = String::new();
+            (&mut out).take(1 << 12).read_line(&mut line).map_err(reading)?;
+            let size =
+                line.trim_end().rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).ok_or_else(odd)?;
+            let mut target = Vec::new();
+            (&mut out).take(size + 1).read_to_end(&mut target).map_err(reading)?;
+            target.pop();
+            links.insert(entry.path.to_vec(), target);
+        }
+        run.finish()?;
+        Ok(links)
+    }
+
+    /// The resulting tree, made in a scratch index and the scratch store.
+    fn write_tree(&self, changes: &Changes, ids: &[String]) -> Result<String> {
+        let git = self.git.clone().index(&self.scratch.join("export.index"));
+        git.output(&["read-tree", "--end-of-options", &self.base], 1 << 16)?;
+        let none = "0".repeat(self.base.len());
+        git.feed(&["update-index", "-z", "--index-info"], 1 << 16, |pipe| {
+            let mut pipe = std::io::BufWriter::new(pipe);
+            let id = |mark: u64| usize::try_from(mark).ok().and_then(|m| ids.get(m.checked_sub(1)?));
+            let mut write = |mode: u32, id: &str, path: &[u8]| {
+                pipe.write_all(format!("{mode:o} {id}\t").as_bytes())?;
+                pipe.write_all(path)?;
+                pipe.write_all(&[0])
+            };
+            // Deletions first: a directory can then take a file's place, and the reverse.
+            let gone = changes.iter().filter(|(_, c)| **c == Change::Deleted);
+            let mut done = gone.into_iter().try_for_each(|(path, _)| write(0, &none, path));
+            for (path, change) in changes {
+                let (mode, mark) = match change {
+                    Change::File { mode, mark } => (*mode, *mark),
+                    Change::Link { mark, .. } => (receive::LINK, *mark),
+                    Change::Deleted => continue,
+                };
+                if let (Ok(()), Some(id)) = (&done, id(mark)) {
+                    done = write(mode, id, path);
+                }
+            }
+            done.and_then(|()| pipe.flush())
+                .map_err(|e| WorkspaceError::io("write to git in", &self.scratch, e))
+        })?;
+        let line = git.line(&["write-tree", "--missing-ok"])?;
+        object_id(&line).ok_or_else(|| self.odd("write-tree"))
+    }
+
+    fn summary(&self, tree: &str) -> Result<Vec<FileChange>> {
+        let mut args = vec!["diff-tree", "--raw", "-z", "--no-abbrev"];
+        let out = self.git.output(&self.compare(&mut args, tree), LISTING_CAP)?;
+        let mut fields = out.split(|b| *b == 0).filter(|f| !f.is_empty());
+        let mut files = Vec::new();
+        while let (Some(what), Some(path)) = (fields.next(), fields.next()) {
+            let words: Vec<&[u8]> = what.split(|b| *b == b' ').collect();
+            let [_, _, old, new, status] = words[..] else { return Err(self.odd("diff-tree")) };
+            let change = match status {
+                b"A" => ChangeKind::Added,
+                b"D" => ChangeKind::Deleted,
+                b"T" => ChangeKind::Typechange,
+                b"M" if old == new => ChangeKind::Mode,
+                b"M" => ChangeKind::Modified,
+                _ => return Err(self.odd("diff-tree")),
+            };
+            files.push(FileChange { path: ByteString(path.to_vec()), change });
+        }
+        Ok(files)
+    }
+
+    fn odd(&self, verb: &str) -> WorkspaceError {
+        WorkspaceError::GitAnswer { verb: verb.to_owned(), repository: self.source.top.clone() }
+    }
+}
+
+/// A path as a line of `objects/info/alternates` (gitrepository-layout(5)), quoted as git does.
+fn quoted(path: &[u8]) -> Vec<u8> {
+    let mut line = b"\"".to_vec();
+    for byte in path {
+        match byte {
+            b'"' | b'\\' => line.extend([b'\\', *byte]),
+            0..=31 | 127 => line.extend(format!("\\{byte:03o}").into_bytes()),
+            _ => line.push(*byte),
+        }
+    }
+    line.extend(b"\"\n");
+    line
 }

@@ -1,0 +1,258 @@
+//! Working-tree files as they are now, read without following any link.
+//!
+//! Owns the promise that a file which changes while it is read is noticed.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use banger_model::ByteString;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::index::Stamp;
+use super::tarball::Tarball;
+use crate::{Result, WorkspaceError};
+
+/// Files up to this are read whole before they are sent, so that a retry costs nothing.
+const SMALL: u64 = 1 << 20;
+/// How often a file that changes is read again.
+const TRIES: u32 = 4;
+
+/// A working tree held open at its top.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    top: PathBuf,
+    root: OwnedFd,
+    /// The directory of the last path, since paths come sorted.
+    near: Option<(Vec<u8>, OwnedFd)>,
+}
+
+/// What a path is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File { executable: bool },
+    Link,
+    Directory,
+    Special,
+}
+
+/// A path's kind and state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) kind: Kind,
+    pub(crate) stamp: Stamp,
+}
+
+impl Found {
+    /// The modification time as the tar stream says it: whole seconds, none before 1970.
+    pub(crate) fn mtime(&self) -> u64 {
+        u64::try_from(self.stamp.mtime.0).unwrap_or(0)
+    }
+
+    fn of(stat: &Stat) -> Self {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::File { executable: stat.st_mode & 0o100 != 0 },
+            FileType::Symlink => Kind::Link,
+            FileType::Directory => Kind::Directory,
+            _ => Kind::Special,
+        };
+        let stamp = Stamp {
+            mtime: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            ctime: (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
+            ino: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+        };
+        Self { kind, stamp }
+    }
+}
+
+impl Tree {
+    pub(crate) fn open(top: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(top, flags, Mode::empty())
+            .map_err(|e| WorkspaceError::io("open", top, e.into()))?;
+        Ok(Self { top: top.to_owned(), root, near: None })
+    }
+
+    /// What is at `path`; nothing when it, or a directory above it, is not there (a link in place
+    /// of a directory is not a directory).
+    pub(crate) fn look(&mut self, path: &[u8]) -> Result<Option<Found>> {
+        let what = match self.at(path, |dir, name| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
+            Err(e) => return Err(self.failed("look at", path, e.into())),
+            Ok(stat) => Some(Found::of(&stat)),
+        };
+        Ok(what)
+    }
+
+    /// Runs `act` on the directory of `path` and its last component.
+    fn at<T>(&mut self, path: &[u8], act: impl Fn(&OwnedFd, &OsStr) -> Result<T, Errno>) -> Result<T, Errno> {
+        let (dir, name) = match path.iter().rposition(|b| *b == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&path[..0], path),
+        };
+        let name = OsStr::from_bytes(name);
+        if dir.is_empty() {
+            return act(&self.root, name);
+        }
+        if self.near.as_ref().is_none_or(|(near, _)| near != dir) {
+            self.near = None;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mut fd: Option<OwnedFd> = None;
+            for part in dir.split(|b| *b == b'/') {
+                let above = fd.as_ref().unwrap_or(&self.root);
+                fd = Some(rustix::fs::openat(above, OsStr::from_bytes(part), flags, Mode::empty())?);
+            }
+            self.near = fd.map(|fd| (dir.to_vec(), fd));
+        }
+        match &self.near {
+            Some((_, fd)) => act(fd, name),
+            None => Err(Errno::NOENT),
+        }
+    }
+
+    /// Writes what is at `path` as one entry; returns the state that was sent. A file that changes
+    /// meanwhile is sent again; the last entry of a name is the one that counts.
+    pub(crate) fn send<W: Write>(
+        &mut self,
+        path: &[u8],
+        executable: Option<bool>,
+        tar: &mut Tarball<W>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Found> {
+        for attempt in 0..TRIES {
+            if cancelled() {
+                return Err(WorkspaceError::Cancelled);
+            }
+            if attempt > 0 {
+                // A file that is replaced by rename or rewritten is whole again in a moment.
+                self.near = None;
+                std::thread::sleep(Duration::from_millis(20 << attempt));
+            }
+            let Some(found) = self.look(path)? else { continue };
+            let sent = match found.kind {
+                Kind::Link => self.send_link(path, found, tar)?,
+                Kind::File { executable: now } => {
+                    let mode = if executable.unwrap_or(now) { 0o755 } else { 0o644 };
+                    self.send_file(path, found, mode, tar, cancelled)?
+                }
+                Kind::Directory => false,
+                Kind::Special => return Err(WorkspaceError::Special(ByteString(path.to_vec()))),
+            };
+            if sent {
+                return Ok(found);
+            }
+        }
+        Err(WorkspaceError::Changed(ByteString(path.to_vec())))
+    }
+
+    fn send_link<W: Write>(&mut self, path: &[u8], found: Found, tar: &mut Tarball<W>) -> Result<bool> {
+        let Ok(target) = self.at(path, |dir, name| rustix::fs::readlinkat(dir, name, Vec::new())) else {
+            return Ok(false);
+        };
+        tar.link(path, target.as_bytes(), found.mtime()).map_err(WorkspaceError::Stream)?;
+        Ok(self.look(path)? == Some(found))
+    }
+
+    fn send_file<W: Write>(
+        &mut self,
+        path: &[u8],
+        found: Found,
+        mode: u32,
+        tar: &mut Tarball<W>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<bool> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut file = match self.at(path, |dir, name| rustix::fs::openat(dir, name, flags, Mode::empty())) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+            Err(e) => return Err(self.failed("read", path, e.into())),
+        };
+        let size = found.stamp.size;
+        let same = |file: &File| rustix::fs::fstat(file).is_ok_and(|stat| Found::of(&stat) == found);
+        if !same(&file) {
+            return Ok(false);
+        }
+        if size <= SMALL {
+            let mut data = Vec::with_capacity(size as usize + 1);
+            (&mut file).take(size + 1).read_to_end(&mut data).map_err(|e| self.failed("read", path, e))?;
+            let whole = data.len() as u64 == size && same(&file);
+            if whole {
+                tar.file(path, mode, found.mtime(), &data).map_err(WorkspaceError::Stream)?;
+            }
+            return Ok(whole);
+        }
+        tar.begin(path, mode, found.mtime(), size).map_err(WorkspaceError::Stream)?;
+        let sent =
+            copy(&mut file, size, tar, cancelled).map_err(|e| e.or(|e| self.failed("read", path, e)))?;
+        tar.end(size).map_err(WorkspaceError::Stream)?;
+        Ok(sent && same(&file))
+    }
+
+    fn failed(&self, action: &'static str, path: &[u8], e: io::Error) -> WorkspaceError {
+        WorkspaceError::io(action, self.top.join(OsStr::from_bytes(path)), e)
+    }
+}
+
+/// A copy that stopped: by the reader's fault, or by another.
+enum Stopped {
+    Reading(io::Error),
+    Other(WorkspaceError),
+}
+
+impl Stopped {
+    fn or(self, reading: impl FnOnce(io::Error) -> WorkspaceError) -> WorkspaceError {
+        match self {
+            Self::Reading(e) => reading(e),
+            Self::Other(e) => e,
+        }
+    }
+}
+
+/// Copies exactly `size` bytes, filling up with zeros when the file is shorter: then `false`.
+fn copy<W: Write>(
+    file: &mut File,
+    size: u64,
+    tar: &mut Tarball<W>,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<bool, Stopped> {
+    let (mut buf, mut left, mut whole) = (vec![0; 256 << 10], size, true);
+    while left > 0 {
+        if cancelled() {
+            return Err(Stopped::Other(WorkspaceError::Cancelled));
+        }
+        let want = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let mut n = if whole { file.read(&mut buf[..want]).map_err(Stopped::Reading)? } else { 0 };
+        if n == 0 {
+            whole = false;
+            n = want;
+            buf[..n].fill(0);
+        }
+        tar.data(&buf[..n]).map_err(|e| Stopped::Other(WorkspaceError::Stream(e)))?;
+        left -= n as u64;
+    }
+    Ok(whole)
+}
+
+/// A file in scratch, which nobody else writes.
+pub(crate) fn send_ours<W: Write>(
+    file: &Path,
+    name: &[u8],
+    mtime: u64,
+    tar: &mut Tarball<W>,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<()> {
+    let reading = |e| WorkspaceError::io("read", file, e);
+    let mut open = File::open(file).map_err(reading)?;
+    let size = open.metadata().map_err(reading)?.len();
+    tar.begin(name, 0o444, mtime, size).map_err(WorkspaceError::Stream)?;
+    if !copy(&mut open, size, tar, cancelled).map_err(|e| e.or(reading))? {
+        return Err(reading(io::ErrorKind::UnexpectedEof.into()));
+    }
+    tar.end(size).map_err(WorkspaceError::Stream)
+}

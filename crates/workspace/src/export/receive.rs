@@ -1,0 +1,234 @@
+//! The guest's records, read and judged one by one.
+//!
+//! Owns the caps and the checks on each record, and hands contents to a scratch object store. Must
+//! never believe a size, a path or an order.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use banger_model::ByteString;
+use banger_protocol::agent::scan::{MAX_PATH, RECORD_HEADER_LEN, RecordHeader, RecordKind, decode_header};
+
+use super::Limits;
+use super::base::Base;
+use super::path::{MAX_TARGET, link_objection, objection};
+use crate::git::{Git, Running};
+use crate::{Result, WorkspaceError};
+
+/// The most bytes of all paths together: they are held in memory.
+const MAX_PATHS: u64 = 256 << 20;
+/// The most symbolic links.
+const MAX_LINKS: usize = 100_000;
+
+/// The tree mode of a symbolic link.
+pub(crate) const LINK: u32 = 0o120_000;
+
+/// What the guest says of one path.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A file of this mode; its object is known by this mark until the store is closed.
+    File { mode: u32, mark: u64 },
+    /// A link with this target.
+    Link { target: Vec<u8>, mark: u64 },
+    /// Gone.
+    Deleted,
+}
+
+/// Every changed path.
+pub(crate) type Changes = BTreeMap<Vec<u8>, Change>;
+
+/// Reads records up to the end mark; contents go to `store`.
+pub(crate) fn read(
+    mut records: impl Read,
+    limits: &Limits,
+    base: &Base,
+    store: &mut Store,
+) -> Result<Changes> {
+    let (mut changes, mut bytes, mut paths, mut links) = (Changes::new(), 0u64, 0u64, 0usize);
+    loop {
+        let mut header = [0; RECORD_HEADER_LEN];
+        records.read_exact(&mut header).map_err(cut_short)?;
+        let header = decode_header(&header).map_err(WorkspaceError::Malformed)?;
+        if header.kind == RecordKind::End {
+            break;
+        }
+        let path = read_path(&mut records, &header)?;
+        if let Some(why) = objection(&path).or_else(|| base_objection(base, &path, header.kind)) {
+            return Err(refused(&path, why));
+        }
+        paths = paths.saturating_add(path.len() as u64);
+        if changes.len() as u64 >= limits.max_records || paths > MAX_PATHS || links > MAX_LINKS {
+            return Err(WorkspaceError::TooMuch { limit: limits.max_records, what: "paths" });
+        }
+        bytes = bytes.saturating_add(header.size);
+        if bytes > limits.max_bytes {
+            return Err(WorkspaceError::TooMuch { limit: limits.max_bytes, what: "bytes" });
+        }
+        let change = match (header.kind, header.mode) {
+            (RecordKind::Deleted, _) => Change::Deleted,
+            (_, LINK) => {
+                links += 1;
+                let target = read_target(&mut records, &path, header.size)?;
+                let mark = store.put(&mut &target[..], header.size)?;
+                Change::Link { target, mark }
+            }
+            (_, mode) => Change::File { mode, mark: store.put(&mut records, header.size)? },
+        };
+        if changes.contains_key(&path) {
+            return Err(refused(&path, "it was sent twice"));
+        }
+        changes.insert(path, change);
+    }
+    check_directories(&changes, base)?;
+    Ok(changes)
+}
+
+fn read_path(records: &mut impl Read, header: &RecordHeader) -> Result<Vec<u8>> {
+    let mut path = vec![0; header.path_len.min(MAX_PATH)];
+    records.read_exact(&mut path).map_err(cut_short)?;
+    Ok(path)
+}
+
+fn read_target(records: &mut impl Read, path: &[u8], size: u64) -> Result<Vec<u8>> {
+    if let Some(why) = link_objection(path) {
+        return Err(refused(path, why));
+    }
+    if size == 0 || size > MAX_TARGET {
+        return Err(refused(path, "no symbolic link has a target of that length"));
+    }
+    let mut target = vec![0; usize::try_from(size).unwrap_or(0)];
+    records.read_exact(&mut target).map_err(cut_short)?;
+    if target.contains(&0) {
+        return Err(refused(path, "its link target holds a NUL byte"));
+    }
+    Ok(target)
+}
+
+/// Why the base does not allow a record of this kind at this path.
+fn base_objection(base: &Base, path: &[u8], kind: RecordKind) -> Option<&'static str> {
+    if kind == RecordKind::Deleted && base.get(path).is_none() {
+        return Some("it was deleted but is not in the base");
+    }
+    let is_submodule = |path: &[u8]| base.get(path).is_some_and(|e| e.mode == b"160000");
+    let below = prefixes(path).any(is_submodule);
+    (below || is_submodule(path)).then_some("it is or is in a submodule of the base")
+}
+
+/// The directories above a path, outermost first.
+fn prefixes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..at])
+}
+
+/// No path may be a file and a directory at once.
+fn check_directories(changes: &Changes, base: &Base) -> Result<()> {
+    let is_there = |path: &[u8]| match changes.get(path) {
+        Some(change) => *change != Change::Deleted,
+        None => base.get(path).is_some(),
+    };
+    for (path, change) in changes {
+        if *change == Change::Deleted {
+            continue;
+        }
+        let below = base.below(path).any(|entry| is_there(entry.path));
+        if below || prefixes(path).any(is_there) {
+            return Err(refused(path, "it would be a file and a directory at once"));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn refused(path: &[u8], why: &'static str) -> WorkspaceError {
+    WorkspaceError::Refused { path: ByteString(path.to_vec()), why }
+}
+
+fn cut_short(e: io::Error) -> WorkspaceError {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => WorkspaceError::Malformed("it ends in the middle".to_owned()),
+        _ => WorkspaceError::GuestStream(e),
+    }
+}
+
+/// A scratch object store that takes contents as they come: one `git fast-import`.
+pub(crate) struct Store {
+    git: Git,
+    marks: PathBuf,
+    run: Option<Running>,
+    count: u64,
+}
+
+impl Store {
+    /// A store behind `git`, a bare repository of our own; `scratch` holds its table of marks.
+    pub(crate) fn new(git: &Git, scratch: &Path) -> Self {
+        // Larger contents than this are streamed into the pack instead of held.
+        let git = git.clone().setting("core.bigFileThreshold=1m");
+        Self { git, marks: scratch.join("marks"), run: None, count: 0 }
+    }
+
+    /// Takes `size` bytes and returns their mark.
+    fn put(&mut self, content: &mut impl Read, size: u64) -> Result<u64> {
+        self.count += 1;
+        let mark = self.count;
+        let run = match &mut self.run {
+            Some(run) => run,
+            None => {
+                let mut marks = std::ffi::OsString::from("--export-marks=");
+                marks.push(&self.marks);
+                let marks = marks.to_string_lossy().into_owned();
+                self.run.insert(self.git.converse(&["fast-import", "--quiet", &marks])?)
+            }
+        };
+        let written = match run.child.stdin.as_mut() {
+            None => Ok(Ok(())),
+            Some(pipe) => pass(content, size, mark, pipe),
+        };
+        match written {
+            Ok(Ok(())) => Ok(mark),
+            Ok(Err(reading)) => Err(cut_short(reading)),
+            // The pipe broke: git says why when it is waited for.
+            Err(writing) => match self.run.take().map(Running::finish) {
+                Some(Err(e)) => Err(e),
+                _ => Err(WorkspaceError::io("write objects to", &self.marks, writing)),
+            },
+        }
+    }
+
+    /// Waits until everything is stored and returns each mark's object id; mark 1 is the first.
+    pub(crate) fn close(self) -> Result<Vec<String>> {
+        let Some(run) = self.run else { return Ok(Vec::new()) };
+        run.finish()?;
+        let text =
+            std::fs::read_to_string(&self.marks).map_err(|e| WorkspaceError::io("read", &self.marks, e))?;
+        let mut ids = vec![String::new(); usize::try_from(self.count).unwrap_or(0)];
+        for line in text.lines() {
+            if let Some((mark, id)) = line.strip_prefix(':').and_then(|l| l.split_once(' '))
+                && let Some(slot) = mark.parse::<usize>().ok().and_then(|m| ids.get_mut(m.checked_sub(1)?))
+            {
+                id.clone_into(slot);
+            }
+        }
+        if ids.iter().any(String::is_empty) {
+            return Err(WorkspaceError::GitAnswer { verb: "fast-import".into(), repository: self.marks });
+        }
+        Ok(ids)
+    }
+}
+
+/// One blob in fast-import's language. The outer error is of writing, the inner of reading.
+fn pass(content: &mut impl Read, size: u64, mark: u64, pipe: &mut impl Write) -> io::Result<io::Result<()>> {
+    pipe.write_all(format!("blob\nmark :{mark}\ndata {size}\n").as_bytes())?;
+    let (mut buf, mut left) = (vec![0; (64 << 10).min(usize::try_from(size).unwrap_or(1).max(1))], size);
+    while left > 0 {
+        let want = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let n = match content.read(&mut buf[..want]) {
+            Ok(0) => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Ok(Err(e)),
+        };
+        pipe.write_all(&buf[..n])?;
+        left -= n as u64;
+    }
+    pipe.write_all(b"\n")?;
+    Ok(Ok(()))
+}
