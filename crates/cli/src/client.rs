@@ -17,8 +17,8 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
@@ -128,7 +128,8 @@ impl Client {
                 line = lines.next(&mut streamed) => line?,
                 () = progress.tick() => continue,
             };
-            match parse::<Event>(&line)? {
+            let Some(event) = event(&line)? else { continue };
+            match event {
                 Event::Progress(p) => progress.update(&p),
                 Event::Notice { message } => progress.notice(&message),
                 Event::Error { mut error } => {
@@ -344,6 +345,19 @@ async fn collect(body: Incoming) -> Result<Bytes> {
     }
 }
 
+/// The event in a line; nothing for a kind that a newer daemon has added.
+fn event(line: &[u8]) -> Result<Option<Event>> {
+    #[derive(Deserialize)]
+    struct Tagged {
+        r#type: String,
+    }
+    let known = ["progress", "notice", "result", "error"];
+    match serde_json::from_slice::<Tagged>(line) {
+        Ok(tagged) if !known.contains(&tagged.r#type.as_str()) => Ok(None),
+        _ => parse(line).map(Some),
+    }
+}
+
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(CliError::protocol)
 }
@@ -356,6 +370,15 @@ mod tests {
     fn references_cannot_leave_their_segment() {
         assert_eq!(path("vms", "web-1", "/stop"), "/v1/vms/web-1/stop");
         assert_eq!(path("vms", "../a b?x=1#ü%", ""), "/v1/vms/%2E%2E%2Fa%20b%3Fx%3D1%23%C3%BC%25");
+    }
+
+    #[test]
+    fn events_of_a_newer_daemon_are_passed_over_and_nonsense_is_not() {
+        assert_eq!(event(br#"{"type":"metric","value":1}"#).unwrap(), None);
+        let notice = Event::Notice { message: "m".to_owned() };
+        assert_eq!(event(br#"{"type":"notice","message":"m","more":1}"#).unwrap(), Some(notice));
+        assert!(event(br#"{"type":"notice"}"#).is_err());
+        assert!(event(b"text").is_err());
     }
 
     #[test]

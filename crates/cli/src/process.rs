@@ -7,7 +7,7 @@ use banger_model::{Error, ErrorCode};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use clap_complete::CompleteEnv;
 
-use crate::commands::{Cli, Command};
+use crate::commands::{Cli, Command, completion};
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output::Output;
@@ -20,7 +20,7 @@ const USAGE: u8 = 2;
 pub(crate) fn main() -> u8 {
     let args: Vec<OsString> = std::env::args_os().collect();
     // Does nothing unless a shell's completion asks; then it answers and ends the process.
-    CompleteEnv::with_factory(Cli::command).complete();
+    CompleteEnv::with_factory(Cli::command).var(completion::ASKED).complete();
     // Before parsing: wrong usage is told in the form that was asked for, too.
     let wants_json = args.iter().skip(1).take_while(|a| *a != "--").any(|a| a == OsStr::new("--json"));
     let cli = match Cli::command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {

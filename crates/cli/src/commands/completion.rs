@@ -15,6 +15,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::place::Place;
 
+/// The variable by which a shell's script asks for completions.
+pub(crate) const ASKED: &str = "BANGER_COMPLETE";
 /// A shell must not hang because the daemon does.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -44,7 +46,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<u8> {
     };
     let mut script = Vec::new();
     shell
-        .write_registration("COMPLETE", "banger", "banger", "banger", &mut script)
+        .write_registration(ASKED, "banger", "banger", "banger", &mut script)
         .map_err(|e| Error::internal(format!("cannot write the completion script: {e}")))?;
     context.output.bytes(&script)?;
     Ok(0)

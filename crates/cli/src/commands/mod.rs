@@ -1,7 +1,7 @@
 //! The command tree. One file a command; each has its arguments and what it does, nothing else.
 
 mod args;
-mod completion;
+pub(crate) mod completion;
 mod daemon;
 mod doctor;
 mod image;

@@ -155,7 +155,7 @@ fn names_complete_from_a_running_daemon_only() {
         let mut command = place.banger(&["--"]);
         command
             .args(words)
-            .env("COMPLETE", "bash")
+            .env("BANGER_COMPLETE", "bash")
             .env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
         command
             .env("_CLAP_IFS", "\n")
