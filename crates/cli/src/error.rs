@@ -11,6 +11,9 @@ use rustix::io::Errno;
 /// The status of a process that `SIGPIPE` would have ended: 128 + 13.
 pub(crate) const BROKEN_PIPE: u8 = 141;
 
+/// The status of wrong usage.
+pub(crate) const WRONG_USAGE: u8 = 2;
+
 /// What a command ends with.
 pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
 

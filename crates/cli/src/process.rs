@@ -9,12 +9,9 @@ use clap_complete::CompleteEnv;
 
 use crate::commands::{Cli, Command, completion};
 use crate::context::Context;
-use crate::error::{CliError, Result};
+use crate::error::{CliError, Result, WRONG_USAGE};
 use crate::output::Output;
 use crate::{terminal, usage};
-
-/// Status of wrong usage.
-const USAGE: u8 = 2;
 
 /// Runs the process and says which status it ends with.
 pub(crate) fn main() -> u8 {
@@ -76,7 +73,7 @@ fn misused(error: &clap::Error, output: Output) -> u8 {
             }
         }
     }
-    USAGE
+    WRONG_USAGE
 }
 
 /// A panic is a bug: the terminal is restored first, then it is told like every other error.

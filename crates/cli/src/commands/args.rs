@@ -95,26 +95,39 @@ impl MachineArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct WorkspaceArgs {
     /// How much is copied: shallow_overlay, full_copy or metadata_only [default: shallow_overlay]
-    #[arg(long, requires = "path")]
+    #[arg(long)]
     mode: Option<WorkspaceMode>,
     /// Where the repository is in the guest [default: /root/repo]
-    #[arg(long, value_name = "PATH", requires = "path")]
+    #[arg(long, value_name = "PATH")]
     guest_path: Option<GuestPath>,
     /// Check out a new branch of this name in the guest
-    #[arg(long, value_name = "NAME", requires = "path")]
+    #[arg(long, value_name = "NAME")]
     branch: Option<String>,
     /// Where that branch begins [default: HEAD]
     #[arg(long, value_name = "REF", requires = "branch")]
     from: Option<String>,
     /// Copy untracked files too; ignored ones always stay behind
-    #[arg(long, requires = "path")]
+    #[arg(long)]
     include_untracked: bool,
     /// Show what would be copied, and do nothing
-    #[arg(long, requires = "path")]
+    #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
 impl WorkspaceArgs {
+    /// A flag that was given although it means nothing without a repository.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        [
+            (self.mode.is_some(), "--mode"),
+            (self.guest_path.is_some(), "--guest-path"),
+            (self.branch.is_some(), "--branch"),
+            (self.include_untracked, "--include-untracked"),
+            (self.dry_run, "--dry-run"),
+        ]
+        .into_iter()
+        .find_map(|(given, flag)| given.then_some(flag))
+    }
+
     /// The request to copy the repository at `path`.
     ///
     /// # Errors

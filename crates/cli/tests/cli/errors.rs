@@ -15,6 +15,7 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["run", "--name", "Not_A_Name"],
         &["run", "--vcpu", "0"],
         &["run", "--branch", "b"],
+        &["run", "--dry-run"],
         &["run", ".", "--from", "HEAD"],
         &["run", "-d", "--rm"],
         &["run", "-d", "--", "true"],

@@ -60,3 +60,23 @@ fn a_patch_that_is_not_whole_leaves_the_file_as_it_was() {
     let left: Vec<_> = fs::read_dir(place.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "{left:?}");
 }
+
+#[test]
+fn prepare_copies_the_repository_we_are_in_unless_told_otherwise() {
+    let place = Place::new();
+    let plan = json!({
+        "source_path": "/repo", "guest_path": "/root/repo", "mode": "shallow_overlay", "base_commit": "0123456789abcdef",
+        "branch": "b", "depth": 10, "files": ["a"], "bytes": 2048, "skipped_untracked": 2,
+    });
+    let log = place.serve(move |_, reply| reply.result(&plan));
+    let ran = place.run(&["vm", "workspace", "prepare", "web", "--branch", "b", "--readonly"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert_eq!(
+        ran.stderr,
+        "1 files, 2 KiB, are in /root/repo, based on 0123456789ab\n\
+         2 untracked files stayed behind; --include-untracked copies them too\n"
+    );
+    let body = log.body("POST /v1/vms/web/workspace/prepare");
+    assert_eq!(body["path"], place.path("").canonicalize().unwrap().to_str().unwrap());
+    assert_eq!((&body["branch"], &body["readonly"]), (&json!("b"), &json!(true)));
+}

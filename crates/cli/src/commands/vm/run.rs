@@ -14,7 +14,7 @@ use super::{exec, timings, workspace};
 use crate::client::{Client, Held, path};
 use crate::commands::args::{ExecArgs, MachineArgs, TerminalArgs, WorkspaceArgs};
 use crate::context::Context;
-use crate::error::{CliError, Result};
+use crate::error::{CliError, Result, WRONG_USAGE};
 use crate::exec_stream::{self, Local};
 use crate::signals::Signals;
 use crate::terminal;
@@ -55,6 +55,13 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(mut args: Args, context: &Context) -> Result<u8> {
     let mut signals = Signals::all()?;
+    if let (None, Some(flag)) = (&args.path, args.workspace.given()) {
+        return Err(CliError::from(
+            Error::invalid(format!("{flag} needs the PATH of a repository"))
+                .with_hint(format!("write 'banger run . {flag} …' for the one you are in")),
+        )
+        .with_status(WRONG_USAGE));
+    }
     let dry_run = args.workspace.dry_run;
     let repository = match args.path.take() {
         Some(path) => Some(args.workspace.into_request(&path, false)?),

@@ -17,9 +17,9 @@ use crate::table::size;
 pub(crate) struct Args {
     #[command(flatten)]
     which: VmArg,
-    /// A path in a git repository
-    #[arg(default_value = ".", value_hint = clap::ValueHint::DirPath)]
-    path: OsString,
+    /// A path in a git repository [default: .]
+    #[arg(value_hint = clap::ValueHint::DirPath)]
+    path: Option<OsString>,
     #[command(flatten)]
     workspace: WorkspaceArgs,
     /// Take away the permission to write in the copy
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let dry_run = args.workspace.dry_run;
-    let request = args.workspace.into_request(&args.path, args.readonly)?;
+    let request = args.workspace.into_request(&args.path.unwrap_or_else(|| ".".into()), args.readonly)?;
     let client = context.client()?;
     let url = match dry_run {
         true => "/v1/workspace/plan".to_owned(),
