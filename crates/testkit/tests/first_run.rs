@@ -1,0 +1,78 @@
+//! The first minutes on a machine: an empty state, and an ordinary user.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use banger_testkit::repo::Repo;
+use banger_testkit::user::OrdinaryUser;
+use banger_testkit::{Sandbox, bin_dir, is_root, leaks, skip_unless, tree};
+
+const LONG: Duration = Duration::from_secs(600);
+
+#[test]
+fn two_first_runs_at_once_make_everything_once() {
+    let sandbox = Sandbox::empty();
+    let run = || sandbox.banger(["run", "--rm", "--", "cat", "/etc/os-release"]).within(LONG).start();
+    let both = [run(), run()];
+    let mut waited = 0;
+    for one in both {
+        let out = one.wait().ok();
+        assert!(out.text().contains("ID=debian"), "{out}");
+        waited += usize::from(out.err().contains("waiting"));
+    }
+    assert!(waited <= 1, "one of them does the work");
+    let images = tree::walk(&sandbox.state().join("images"));
+    assert_eq!(images.len(), 1, "{images:?}");
+    let log = fs::read_to_string(sandbox.state().join("bangerd.log")).unwrap();
+    assert_eq!(log.matches("image published").count(), 1, "the image was built once");
+    // And the next run has nothing to make.
+    let third = run().wait().ok();
+    assert!(third.elapsed < Duration::from_secs(60), "{third}");
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn an_ordinary_user_without_any_capability_can_do_it_all() {
+    skip_unless!(is_root(), "making a user needs root");
+    let user = OrdinaryUser::make();
+    // Given an installation in the user's home, and the places that are used when nothing is set.
+    let bin = user.home.join("bin");
+    fs::create_dir(&bin).unwrap();
+    for name in ["banger", "bangerd", "banger-agent"] {
+        fs::copy(bin_dir().join(name), bin.join(name)).unwrap();
+        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).unwrap();
+    let banger = |args: &[&str]| user.run(bin.join("banger")).args(args).within(LONG);
+    let caps = user.run("sh").args(["-c", "grep Cap /proc/self/status; id -u"]).go().ok();
+    assert!(caps.text().contains("CapEff:\t0000000000000000"), "{caps}");
+    assert!(caps.text().ends_with(&user.uid.to_string()), "{caps}");
+
+    let home = user.home.clone();
+    let repo_dir = home.join("project");
+    let _ = Repo::make(&repo_dir);
+    let own = user.run("true").go().ok();
+    own.done();
+    let owner = format!("{}:{}", user.uid, user.gid);
+    banger_testkit::Run::new("chown").args(["-R", &owner]).arg(&repo_dir).go().ok().done();
+
+    banger(&["image", "build", "debian", "--name", "small", "--minimal"]).go().ok().done();
+    let run = banger(&["vm", "run", "--name", "mine", "--image", "small", "."]).dir(&repo_dir);
+    run.args(["--", "sh", "-c", "id -u; echo changed >README.md"]).go().ok().done();
+    let patch = banger(&["vm", "workspace", "export", "mine"]).go().ok();
+    assert!(patch.text().contains("+changed"), "{patch}");
+    banger(&["vm", "delete", "-f", "mine"]).go().ok().done();
+    let daemon = banger(&["daemon", "status", "--json"]).go().ok().json();
+    assert!(daemon["state_dir"].as_str().unwrap().starts_with(home.to_str().unwrap()), "{daemon}");
+    banger(&["daemon", "stop"]).go().ok().done();
+    let left = user.processes();
+    assert!(left.is_empty(), "processes left: {left:?}");
+    let runtime = std::path::PathBuf::from(format!("/tmp/banger-{}", user.uid));
+    let files: Vec<_> =
+        tree::walk(&runtime).into_iter().filter(|e| !e.dir && !e.path.ends_with("bangerd.lock")).collect();
+    assert!(files.is_empty(), "left in the runtime directory: {files:?}");
+    let scope = leaks::Scope { markers: vec![user.name.clone()], dirs: Vec::new() };
+    assert!(scope.snapshot().of(leaks::Kind::Socket).is_empty());
+    let _ = fs::remove_dir_all(&runtime);
+}

@@ -1,0 +1,156 @@
+//! The life of VMs, and what is left of them: nothing.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
+
+use std::time::Duration;
+
+use banger_testkit::{Sandbox, Vm, tree, wait};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn state(vm: &Vm<'_>) -> String {
+    vm.show()["state"].as_str().unwrap().to_owned()
+}
+
+fn kill(pid: u64) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_vm_goes_through_all_its_states_and_keeps_its_files() {
+    let sandbox = Sandbox::bare();
+    sandbox.banger(["vm", "create", "--no-start", "--name", "life", "--image", "bare"]).go().ok().done();
+    let vm = sandbox.existing("life");
+    assert_eq!(state(&vm), "created");
+    vm.exec(["true"]).go().ends_with(125).says(&["life", "banger vm start"]).done();
+    vm.verb("start", &[]).ok().done();
+    assert_eq!(state(&vm), "running");
+    vm.sh("echo kept >/kept").go().ok().done();
+    let first = vm.show();
+
+    vm.verb("stop", &[]).ok().done();
+    let stopped = vm.show();
+    assert_eq!((&stopped["state"], &stopped["pid"]), (&"stopped".into(), &serde_json::Value::Null));
+    assert_eq!(sandbox.banger(["ps", "-q"]).go().ok().text(), "", "ps lists what runs");
+    assert_eq!(sandbox.vm_names(), ["life"], "-a lists the others too");
+
+    vm.verb("start", &[]).ok().done();
+    assert_eq!(vm.exec(["cat", "/kept"]).go().ok().text(), "kept", "stop flushed the guest's disk");
+    let boot_id = || vm.exec(["cat", "/proc/sys/kernel/random/boot_id"]).go().ok().text().to_owned();
+    let before = boot_id();
+    vm.verb("restart", &[]).ok().done();
+    assert_ne!(boot_id(), before);
+    assert_ne!(vm.show()["pid"], first["pid"]);
+
+    vm.verb("kill", &[]).ok().done();
+    assert_ne!(state(&vm), "running");
+    vm.verb("start", &[]).ok().done();
+    assert_eq!(vm.exec(["cat", "/kept"]).go().ok().text(), "kept");
+
+    // A machine that dies behind our back is noticed, said, and can be started again.
+    kill(vm.show()["pid"].as_u64().unwrap());
+    wait::must("it is seen", Duration::from_secs(10), || state(&vm) != "running");
+    assert_eq!(vm.show()["pid"], serde_json::Value::Null);
+    vm.verb("start", &[]).ok().done();
+
+    vm.verb("delete", &[]).ends_with(1).says(&["life", "-f"]).done();
+    assert_eq!(state(&vm), "running");
+    vm.delete();
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn several_references_run_at_once_and_the_good_ones_go_through() {
+    let sandbox = Sandbox::bare();
+    let vms = [
+        sandbox.vm("one", "bare", &["--network", "none"]),
+        sandbox.vm("two", "bare", &["--network", "none"]),
+    ];
+    let out = sandbox.banger(["vm", "stop", "one", "missing", "two"]).go();
+    out.ends_with(1).says(&["missing"]).done();
+    assert!(vms.iter().all(|vm| state(vm) == "stopped"));
+    sandbox.banger(["vm", "start", "one", "two"]).within(Duration::from_secs(120)).go().ok().done();
+    assert!(vms.iter().all(|vm| state(vm) == "running"));
+    sandbox
+        .banger(["vm", "delete", "-f", "one", "missing", "two"])
+        .go()
+        .ends_with(1)
+        .says(&["missing"])
+        .done();
+    assert_eq!(sandbox.vm_names(), Vec::<String>::new());
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn twenty_runs_in_a_row_and_four_at_once_leave_nothing() {
+    let sandbox = Sandbox::bare();
+    let run =
+        || sandbox.banger(["run", "--rm", "--image", "bare", "--", "true"]).within(Duration::from_secs(120));
+    for _ in 0..20 {
+        run().go().ok().done();
+    }
+    sandbox.no_vm_is_left();
+    let four: Vec<_> = (0..4).map(|_| run().start()).collect();
+    for one in four {
+        one.wait().ok().done();
+    }
+    assert_eq!(sandbox.vm_names(), Vec::<String>::new());
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn vms_outlive_the_daemon_and_another_daemon_finds_them() {
+    let sandbox = Sandbox::bare();
+    let vm = sandbox.vm("survivor", "bare", &[]);
+    vm.sh("echo kept >/tmp/kept; sleep 1000 >/dev/null 2>&1 &").go().ok().done();
+    let pid = vm.show()["pid"].clone();
+
+    // Given a daemon that is killed while a command runs, and one that is killed idle.
+    for round in 0..2 {
+        let mut under_way = (round == 0).then(|| vm.sh("echo ready; sleep 600").start());
+        if let Some(running) = &mut under_way {
+            running.until_stdout("ready");
+        }
+        let daemon = sandbox.daemon().unwrap();
+        kill(u64::from(daemon));
+        if let Some(running) = under_way {
+            running.wait().ends_with(125).done();
+        }
+        // When the next command comes, then the VM runs on and answers.
+        let out = vm.exec(["cat", "/tmp/kept"]).go().ok();
+        assert_eq!(out.text(), "kept");
+        assert_ne!(sandbox.daemon().unwrap(), daemon);
+        assert_eq!(vm.show()["pid"], pid);
+        assert_eq!(state(&vm), "running");
+    }
+    // A daemon that is stopped in good order leaves VMs running too.
+    sandbox.banger(["daemon", "stop"]).go().ok().done();
+    assert_eq!(vm.exec(["cat", "/tmp/kept"]).go().ok().text(), "kept");
+
+    // A machine that dies while no daemon looks is seen by the next.
+    sandbox.banger(["daemon", "stop"]).go().ok().done();
+    kill(pid.as_u64().unwrap());
+    assert_ne!(state(&vm), "running");
+    vm.delete();
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn files_and_sockets_are_private_from_birth() {
+    let sandbox = Sandbox::bare();
+    // Given a shell that would give everything to everybody.
+    let banger = banger_testkit::bin_dir().join("banger");
+    let script = "umask 000; exec \"$0\" vm create --name private --image bare";
+    sandbox.program("sh").args(["-c", script]).arg(&banger).go().ok().done();
+    let mut open = Vec::new();
+    for dir in [sandbox.state(), sandbox.runtime()] {
+        for entry in tree::walk(&dir) {
+            // Links have no mode of their own; what the seed shares by hard link is its own business.
+            let shared = !entry.dir && entry.links > 1;
+            if !entry.link && !shared && entry.mode & 0o077 != 0 {
+                open.push(format!("{:o} {}", entry.mode, entry.path.display()));
+            }
+        }
+    }
+    sandbox.existing("private").delete();
+    assert_eq!(open, Vec::<String>::new());
+}
