@@ -175,7 +175,9 @@ impl ImageFiles {
     /// # Errors
     /// When a leftover cannot be removed.
     pub fn sweep(&self) -> Result<usize> {
-        Ok(workdir::sweep(&self.scratch, PREFIX)? + workdir::sweep(&build::temp_dir(), build::PREFIX)?)
+        let here = workdir::sweep(&self.scratch, PREFIX);
+        let there = workdir::sweep(&build::temp_dir(), build::PREFIX);
+        Ok(here? + there?)
     }
 
     fn file(&self, digest: &Sha256) -> PathBuf {

@@ -64,7 +64,7 @@ pub(crate) fn sweep(parent: &Path, prefix: &str) -> Result<usize> {
         Err(source) => return Err(ImageError::Io { action: "list", path: parent.to_owned(), source }),
     };
     let me = rustix::process::geteuid().as_raw();
-    let mut removed = 0;
+    let (mut removed, mut failed) = (0, None);
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Ok(meta) = fs::symlink_metadata(entry.path()) else { continue };
@@ -74,10 +74,13 @@ pub(crate) fn sweep(parent: &Path, prefix: &str) -> Result<usize> {
         if !is_abandoned(&entry.path(), &meta) {
             continue;
         }
-        remove_tree(&entry.path()).map_err(ImageError::io("remove", &entry.path()))?;
-        removed += 1;
+        match remove_tree(&entry.path()) {
+            Ok(()) => removed += 1,
+            // The rest goes all the same.
+            Err(error) => failed = Some(ImageError::io("remove", &entry.path())(error)),
+        }
     }
-    Ok(removed)
+    failed.map_or(Ok(removed), Err)
 }
 
 fn is_abandoned(dir: &Path, meta: &fs::Metadata) -> bool {
@@ -87,14 +90,15 @@ fn is_abandoned(dir: &Path, meta: &fs::Metadata) -> bool {
     }
 }
 
-/// Removes a tree, also one whose files belong to the subordinate ids of this user.
+/// Removes a tree, also one in which directories belong to the subordinate ids of this user.
 fn remove_tree(path: &Path) -> std::io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            // Root of the user's own namespace may empty it; what is left then is ours.
+            // Root of the user's own namespace may empty those, but not list or change `path`, which is this user's.
+            let inside = fs::read_dir(path)?.flatten().map(|entry| entry.path());
             let _ = Command::new("mmdebstrap")
                 .args(["--unshare-helper", "rm", "-rf", "--one-file-system", "--"])
-                .arg(path)
+                .args(inside)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())

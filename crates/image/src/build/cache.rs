@@ -23,7 +23,9 @@ impl Cache {
     pub(super) fn open(cache_dir: &Path, release: &str) -> Result<Self> {
         let dir = cache_dir.join("apt").join(release);
         workdir::make_private_dir(&dir)?;
-        workdir::sweep(&dir, PREFIX)?;
+        if let Err(error) = workdir::sweep(&dir, PREFIX) {
+            tracing::warn!(%error, "leftovers of a killed build stay in the cache");
+        }
         let work = WorkDir::new(&dir, PREFIX, 0o700)?;
         let cache = Self { dir, work };
         for path in [cache.before(), cache.after()] {

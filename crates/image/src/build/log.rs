@@ -101,9 +101,17 @@ pub(super) fn failure(tail: &[String], status: String, release: &str) -> ImageEr
                 hint: "check the network and the proxy of this host with: sudo apt-get update".to_owned(),
             };
         }
-        if line.contains("unshare() failed") || line.contains("newuidmap") {
+        if line.contains("newuidmap") || line.contains("newgidmap") {
             return ImageError::HostRefuses {
-                message: format!("this host does not let you make a user namespace: {}", bare(line)),
+                message: format!("this host does not let you use your subordinate ids: {}", bare(line)),
+                hint:
+                    "install the package uidmap anew: newuidmap and newgidmap must be able to gain privileges"
+                        .to_owned(),
+            };
+        }
+        if line.contains("unshare() failed") {
+            return ImageError::HostRefuses {
+                message: format!("this host does not let you make a namespace: {}", bare(line)),
                 hint: "run as root, or allow them: sudo sysctl -w kernel.unprivileged_userns_clone=1"
                     .to_owned(),
             };
