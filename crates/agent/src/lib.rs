@@ -1,4 +1,11 @@
 //! The guest agent: /init of our initramfs, and the server on the agent channel.
 
+mod archive;
 pub mod boot;
+mod exec;
+mod port;
 pub mod scan;
+mod server;
+mod watch;
+
+pub use server::{serve_guest, serve_hosted, serve_socket};

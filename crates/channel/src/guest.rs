@@ -1,7 +1,6 @@
 //! The guest's end: one host at a time, one handler per stream. A new session ends the old one's
 //! streams at whatever byte it begins.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use tokio::runtime::Handle;
 use crate::ChannelError;
 use crate::deframe::{Deframer, Unit};
 use crate::mux::Mux;
-use crate::stream::{Incoming, Stream};
+use crate::stream::{Incoming, Stream, Want};
 
 /// Streams that one session may have open.
 pub const MAX_STREAMS: usize = 1024;
@@ -142,17 +141,6 @@ fn refusal(code: ErrorCode, message: String) -> Bytes {
     encode(&Reply::Error { code, message }).unwrap_or_default().into()
 }
 
-/// What the host sent on a stream.
-#[derive(Debug, Clone, PartialEq)]
-pub enum GuestEvent {
-    /// Bytes on the In lane.
-    Data(Bytes),
-    /// No more of them.
-    Eof,
-    /// A message.
-    Control(Control),
-}
-
 /// The guest's side of a stream. Clones share it.
 #[derive(Debug, Clone)]
 pub struct GuestStream {
@@ -160,18 +148,27 @@ pub struct GuestStream {
 }
 
 impl GuestStream {
-    /// The next event. Cancel-safe. The host gets credit for data when it is taken here.
+    /// The next bytes of the In lane, or `None` at its end. Cancel-safe. The host gets credit for
+    /// data when it is taken here.
     ///
     /// # Errors
-    /// When the stream was reset or its session ended, or a message is none of ours.
-    pub async fn next(&self) -> Result<GuestEvent, ChannelError> {
-        match poll_fn(|cx| self.stream.poll_next(cx)).await? {
-            Some(Incoming::Data(_, data)) => Ok(GuestEvent::Data(data.freeze())),
-            Some(Incoming::Eof(_)) => Ok(GuestEvent::Eof),
-            Some(Incoming::Message(bytes)) => {
-                decode(&bytes).map(GuestEvent::Control).map_err(ChannelError::Malformed)
-            }
+    /// When the stream was reset or its session ended.
+    pub async fn input(&self) -> Result<Option<Bytes>, ChannelError> {
+        match poll_fn(|cx| self.stream.poll_next(cx, Want::Lanes)).await? {
+            Some(Incoming::Data(_, data)) => Ok(Some(data.freeze())),
+            Some(Incoming::Eof(_) | Incoming::Message(_)) => Ok(None),
             None => Err(ChannelError::Ended),
+        }
+    }
+
+    /// The next message. Cancel-safe. Messages overtake data that nobody has taken yet.
+    ///
+    /// # Errors
+    /// When the stream was reset or its session ended, or the message is none of ours.
+    pub async fn control(&self) -> Result<Control, ChannelError> {
+        match poll_fn(|cx| self.stream.poll_next(cx, Want::Messages)).await? {
+            Some(Incoming::Message(bytes)) => decode(&bytes).map_err(ChannelError::Malformed),
+            _ => Err(ChannelError::Ended),
         }
     }
 
@@ -213,10 +210,10 @@ impl GuestStream {
         self.stream.discard();
     }
 
-    /// The In lane for a thread that may block. Messages on the stream are skipped.
+    /// The In lane for a thread that may block. Messages stay where they are.
     #[must_use]
     pub fn blocking_reader(&self, runtime: Handle) -> LaneReader {
-        LaneReader { stream: self.clone(), runtime, pieces: VecDeque::new(), ended: false }
+        LaneReader { stream: self.clone(), runtime, piece: Bytes::new(), ended: false }
     }
 
     /// A lane for a thread that may block.
@@ -231,29 +228,22 @@ impl GuestStream {
 pub struct LaneReader {
     stream: GuestStream,
     runtime: Handle,
-    pieces: VecDeque<Bytes>,
+    piece: Bytes,
     ended: bool,
 }
 
 impl io::Read for LaneReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            if let Some(piece) = self.pieces.front_mut() {
-                let n = piece.len().min(buf.len());
-                buf[..n].copy_from_slice(&piece[..n]);
-                piece.advance(n);
-                if piece.is_empty() {
-                    self.pieces.pop_front();
-                }
+            if !self.piece.is_empty() || self.ended {
+                let n = self.piece.len().min(buf.len());
+                buf[..n].copy_from_slice(&self.piece[..n]);
+                self.piece.advance(n);
                 return Ok(n);
             }
-            if self.ended {
-                return Ok(0);
-            }
-            match self.runtime.block_on(self.stream.next())? {
-                GuestEvent::Data(data) => self.pieces.push_back(data),
-                GuestEvent::Eof => self.ended = true,
-                GuestEvent::Control(_) => {}
+            match self.runtime.block_on(self.stream.input())? {
+                Some(data) => self.piece = data,
+                None => self.ended = true,
             }
         }
     }

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use crate::deframe::{Deframer, Unit};
 use crate::lane_io::{InWriter, OutReader};
 use crate::mux::Mux;
-use crate::stream::{Incoming, Stream};
+use crate::stream::{Incoming, Stream, Want};
 use crate::{ChannelError, MAX_STREAMS};
 
 /// The lanes on which the guest sends.
@@ -333,7 +333,7 @@ impl StreamReceiver {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<StreamEvent>, ChannelError>> {
-        let event = match std::task::ready!(self.handle.stream.poll_next(cx))? {
+        let event = match std::task::ready!(self.handle.stream.poll_next(cx, Want::Any))? {
             None => return Poll::Ready(Ok(None)),
             Some(Incoming::Data(lane, data)) => StreamEvent::Data(lane, data.freeze()),
             Some(Incoming::Eof(lane)) => StreamEvent::Eof(lane),

@@ -13,6 +13,6 @@ mod mux;
 mod stream;
 
 pub use error::ChannelError;
-pub use guest::{GuestEvent, GuestStream, Handler, LaneReader, LaneWriter, MAX_STREAMS, serve};
+pub use guest::{GuestStream, Handler, LaneReader, LaneWriter, MAX_STREAMS, serve};
 pub use host::{Session, StreamEvent, StreamReceiver, StreamSender};
 pub use lane_io::{InWriter, OutReader};

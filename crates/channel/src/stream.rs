@@ -45,6 +45,14 @@ pub(crate) enum Incoming {
     Message(Bytes),
 }
 
+/// Which events a reader is after. Messages may overtake data, so that a signal reaches a command that reads no input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    Any,
+    Lanes,
+    Messages,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 enum State {
     Open,
@@ -313,13 +321,19 @@ impl Stream {
         }
     }
 
-    /// The next event; `None` after a close.
+    /// The next event of those asked for; `None` after a close.
     pub(crate) fn poll_next(
         self: &Arc<Self>,
         cx: &mut Context<'_>,
+        want: Want,
     ) -> Poll<Result<Option<Incoming>, ChannelError>> {
         let mut inner = lock(&self.inner);
-        if let Some(event) = inner.events.pop_front() {
+        let at = inner.events.iter().position(|e| match want {
+            Want::Any => true,
+            Want::Lanes => !matches!(e, Incoming::Message(_)),
+            Want::Messages => matches!(e, Incoming::Message(_)),
+        });
+        if let Some(event) = at.and_then(|at| inner.events.remove(at)) {
             match &event {
                 Incoming::Data(lane, data) => {
                     self.took(&mut inner, *lane, u32::try_from(data.len()).unwrap_or(u32::MAX))

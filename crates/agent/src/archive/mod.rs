@@ -1,0 +1,65 @@
+//! Files in and out as tar streams. Must never write or read outside the directory it was given,
+//! whatever the archive or the tree contains: every step goes through a directory descriptor and
+//! follows no symbolic link.
+
+mod beneath;
+mod pack;
+mod unpack;
+
+use std::io;
+
+use banger_model::{ByteString, Error, ErrorCode};
+
+pub(crate) use pack::pack;
+pub(crate) use unpack::unpack;
+
+/// Why files could not be sent or received.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ArchiveError {
+    /// The path in the request is none that can be used.
+    #[error("'{}' is not an absolute path", .0.to_string_lossy())]
+    NotAbsolute(ByteString),
+    /// The destination must be empty and is not.
+    #[error("{} in the guest is not empty", .0.to_string_lossy())]
+    NotEmpty(ByteString),
+    /// An entry would leave the directory.
+    #[error("the archive's entry '{}' leads out of its directory", .0.to_string_lossy())]
+    Escapes(ByteString),
+    /// An entry of a kind that has no place in a directory tree.
+    #[error("the archive's entry '{}' is of an unknown kind", .0.to_string_lossy())]
+    UnknownKind(ByteString),
+    /// The stream broke or is no tar stream.
+    #[error("the archive cannot be read: {0}")]
+    Stream(io::Error),
+    /// A file could not be written or read.
+    #[error("'{}' in the guest: {source}", .path.to_string_lossy())]
+    File {
+        /// Which.
+        path: ByteString,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl ArchiveError {
+    fn file<E: Into<io::Error>>(path: &[u8]) -> impl FnOnce(E) -> Self {
+        move |e| Self::File { path: ByteString(path.to_vec()), source: e.into() }
+    }
+}
+
+impl From<ArchiveError> for Error {
+    fn from(e: ArchiveError) -> Self {
+        let code = match &e {
+            ArchiveError::NotAbsolute(_) | ArchiveError::Escapes(_) | ArchiveError::UnknownKind(_) => {
+                ErrorCode::InvalidArgument
+            }
+            ArchiveError::NotEmpty(_) => ErrorCode::AlreadyExists,
+            ArchiveError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ErrorCode::NotFound
+            }
+            ArchiveError::Stream(_) | ArchiveError::File { .. } => ErrorCode::GuestFailed,
+        };
+        Self::new(code, e.to_string())
+    }
+}

@@ -1,0 +1,236 @@
+//! Starting a process without copying the agent: clone(2) with CLONE_VM and CLONE_VFORK, as
+//! posix_spawn does it, but with a session, a terminal, credentials and a pidfd.
+//!
+//! Between clone and execve the child runs on the agent's memory. It must not allocate, lock,
+//! panic or touch thread-local state other than errno: only system calls on prepared pointers.
+#![expect(unsafe_code, reason = "a leaf module around clone, execve and kill")]
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+/// Everything a child needs, prepared so that it has nothing left to compute.
+pub(super) struct Plan<'a> {
+    /// Files to try, in order.
+    pub(super) candidates: &'a [CString],
+    pub(super) argv: &'a [CString],
+    pub(super) env: &'a [CString],
+    pub(super) cwd: &'a CString,
+    /// stdin, stdout, stderr.
+    pub(super) stdio: [BorrowedFd<'a>; 3],
+    /// Whether stdin becomes the controlling terminal.
+    pub(super) terminal: bool,
+    /// User, group and supplementary groups; `None` leaves them.
+    pub(super) identity: Option<(u32, u32, &'a [u32])>,
+}
+
+/// A running child, its own session and process group.
+pub(super) struct Child {
+    pub(super) pid: Pid,
+    /// Readable when the child has ended.
+    pub(super) pidfd: OwnedFd,
+}
+
+/// Why no program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// No process could be made.
+    Clone(Errno),
+    /// The terminal or the streams.
+    Stdio(Errno),
+    /// The user's identity.
+    Identity(Errno),
+    /// The working directory.
+    Cwd(Errno),
+    /// None of the candidates could be executed; the most telling of their errors, and whose it was.
+    Exec(Errno, usize),
+}
+
+/// What parent and child share.
+struct Shared {
+    candidates: Vec<*const c_char>,
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    cwd: *const c_char,
+    stdio: [c_int; 3],
+    terminal: bool,
+    identity: Option<(u32, u32, *const u32, usize)>,
+    ignored: &'static [c_int],
+    failure: Option<Failure>,
+}
+
+/// Bytes of the child's stack: system calls need little.
+const STACK: usize = 32 * 1024;
+
+/// Starts the program. Blocks the calling thread until the child has called execve or failed.
+///
+/// # Errors
+/// What failed, in the child or before it.
+pub(super) fn spawn(plan: &Plan<'_>) -> Result<Child, Failure> {
+    let pointers = |list: &[CString]| -> Vec<*const c_char> {
+        list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let mut shared = Shared {
+        candidates: plan.candidates.iter().map(|s| s.as_ptr()).collect(),
+        argv: pointers(plan.argv),
+        env: pointers(plan.env),
+        cwd: plan.cwd.as_ptr(),
+        stdio: plan.stdio.map(|fd| fd.as_raw_fd()),
+        terminal: plan.terminal,
+        identity: plan.identity.map(|(uid, gid, groups)| (uid, gid, groups.as_ptr(), groups.len())),
+        ignored: ignored_signals(),
+        failure: None,
+    };
+    let mut stack: Vec<u8> = Vec::with_capacity(STACK);
+    let mut pidfd: c_int = -1;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut saved = unset();
+    let all = full();
+    // SAFETY: both sets are valid for the call. Signals stay blocked until the child has its own handlers table.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut saved) };
+    // SAFETY: the stack is ours, aligned to 16 and grows down from its end; CLONE_VFORK keeps this frame, `shared` and
+    // the stack alive until the child has left them. `child` upholds the module's rules.
+    let pid = unsafe {
+        let top = stack.as_mut_ptr().add(STACK);
+        let top = top.sub(top as usize % 16);
+        libc::clone(child, top.cast(), flags, (&raw mut shared).cast(), &raw mut pidfd)
+    };
+    let errno = last_errno();
+    // SAFETY: restores the set saved above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const saved, ptr::null_mut()) };
+    let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 0) else { return Err(Failure::Clone(errno)) };
+    // SAFETY: the kernel made this descriptor for us, with close-on-exec, and nobody else knows it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    // SAFETY: the child wrote it through a raw pointer, so it must be read as if it changed behind our back.
+    match unsafe { ptr::read_volatile(&raw const shared.failure) } {
+        None => Ok(Child { pid, pidfd }),
+        Some(failure) => {
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            Err(failure)
+        }
+    }
+}
+
+/// Sends a signal, also a real-time one, to a process group.
+pub(super) fn signal_group(group: Pid, signal: c_int) {
+    if (1..=64).contains(&signal) {
+        // SAFETY: kill has no memory effects. The group is positive, so this is never "everybody".
+        unsafe { libc::kill(-group.as_raw_nonzero().get(), signal) };
+    }
+}
+
+extern "C" fn child(arg: *mut c_void) -> c_int {
+    // SAFETY: `arg` is the parent's `Shared`, which outlives us (CLONE_VFORK).
+    let shared = unsafe { &mut *arg.cast::<Shared>() };
+    // SAFETY: we are the child that `prepare` is written for.
+    let failure = unsafe { prepare(shared) }.err().unwrap_or_else(|| {
+        // SAFETY: the lists end with null and their strings live in the parent.
+        unsafe { execute(shared) }
+    });
+    // SAFETY: as above; volatile because the parent reads it outside the compiler's view.
+    unsafe {
+        ptr::write_volatile(&raw mut shared.failure, Some(failure));
+        libc::_exit(127)
+    }
+}
+
+/// Session, streams, identity, directory.
+///
+/// # Safety
+/// Only in the child of [`spawn`].
+unsafe fn prepare(s: &Shared) -> Result<(), Failure> {
+    // SAFETY: plain system calls on valid pointers and prepared numbers. The identity calls go to the kernel directly:
+    // the C library's wrappers would try to change every thread of the parent.
+    unsafe {
+        let mut default: libc::sigaction = std::mem::zeroed();
+        default.sa_sigaction = libc::SIG_DFL;
+        for signal in s.ignored {
+            libc::sigaction(*signal, &raw const default, ptr::null_mut());
+        }
+        libc::setsid();
+        for (to, from) in s.stdio.iter().enumerate() {
+            check(libc::dup2(*from, to as c_int)).map_err(Failure::Stdio)?;
+        }
+        if s.terminal {
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0)).map_err(Failure::Stdio)?;
+        }
+        // Everything is close-on-exec already; this is the second lock on the door.
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        if let Some((uid, gid, groups, len)) = s.identity {
+            let identity = [
+                libc::syscall(libc::SYS_setgroups, len, groups),
+                libc::syscall(libc::SYS_setresgid, gid, gid, gid),
+                libc::syscall(libc::SYS_setresuid, uid, uid, uid),
+            ];
+            if identity.contains(&-1) {
+                return Err(Failure::Identity(last_errno()));
+            }
+        }
+        check(libc::chdir(s.cwd)).map_err(Failure::Cwd)?;
+        libc::umask(0o022);
+        let none = unset();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+    Ok(())
+}
+
+/// Tries the candidates as execvp(3) does: on with the search after "not found" and "not allowed".
+///
+/// # Safety
+/// Only in the child of [`spawn`].
+unsafe fn execute(s: &Shared) -> Failure {
+    let mut worst = (Errno::NOENT, 0);
+    for (i, candidate) in s.candidates.iter().enumerate() {
+        // SAFETY: null-terminated lists of C strings that the parent keeps.
+        unsafe { libc::execve(*candidate, s.argv.as_ptr(), s.env.as_ptr()) };
+        match last_errno() {
+            Errno::NOENT | Errno::NOTDIR if i + 1 < s.candidates.len() || worst.0 == Errno::ACCESS => {}
+            Errno::ACCESS if worst.0 == Errno::NOENT => worst = (Errno::ACCESS, i),
+            Errno::ACCESS => {}
+            other => return Failure::Exec(other, i),
+        }
+    }
+    Failure::Exec(worst.0, worst.1)
+}
+
+fn check(result: c_int) -> Result<(), Errno> {
+    if result == -1 { Err(last_errno()) } else { Ok(()) }
+}
+
+fn last_errno() -> Errno {
+    // SAFETY: the C library's own location, valid for this thread; in the child it is the suspended parent's.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+fn unset() -> libc::sigset_t {
+    // SAFETY: zeros are a valid, empty set.
+    unsafe { std::mem::zeroed() }
+}
+
+fn full() -> libc::sigset_t {
+    let mut set = unset();
+    // SAFETY: a valid set of ours.
+    unsafe { libc::sigfillset(&raw mut set) };
+    set
+}
+
+/// The signals this process ignores: an exec would pass that on. Rust's runtime ignores SIGPIPE.
+fn ignored_signals() -> &'static [c_int] {
+    static IGNORED: OnceLock<Vec<c_int>> = OnceLock::new();
+    IGNORED.get_or_init(|| {
+        (1..=64)
+            .filter(|signal| {
+                // SAFETY: only asks; a signal that does not exist is an error and not ignored.
+                unsafe {
+                    let mut now: libc::sigaction = std::mem::zeroed();
+                    libc::sigaction(*signal, ptr::null(), &raw mut now) == 0
+                        && now.sa_sigaction == libc::SIG_IGN
+                }
+            })
+            .collect()
+    })
+}

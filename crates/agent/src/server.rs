@@ -1,0 +1,220 @@
+//! Requests to the rooms that carry them out. Owns no mechanism itself. Outside a guest it refuses
+//! whatever would change the machine it runs on.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use banger_channel::{GuestStream, Handler, serve};
+use banger_model::{Error, ErrorCode};
+use banger_protocol::agent::frame::Lane;
+use banger_protocol::agent::{AgentHello, HostHello, Reply, Request, VERSION};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::{Handle, Runtime};
+
+use crate::port::Port;
+use crate::{archive, boot, exec, scan};
+
+const CAPABILITIES: [&str; 10] = [
+    "hello",
+    "exec",
+    "unpack",
+    "pack",
+    "scan",
+    "set_time",
+    "add_entropy",
+    "configure_network",
+    "sync",
+    "shutdown",
+];
+/// The clock is stepped when it is further away than this from the host's.
+const CLOCK_TOLERANCE_NS: u64 = 1_000_000_000;
+/// What follows the first answer at once, usually the user's command, goes before the late modules.
+const LATE: Duration = Duration::from_millis(150);
+
+/// Serves the agent's port for ever. For the server process of a guest.
+pub fn serve_guest() -> ! {
+    loop {
+        let outcome = runtime().and_then(|rt| rt.block_on(guest_sessions()));
+        if let Err(e) = outcome {
+            log(&format!("the agent channel failed: {e}"));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+async fn guest_sessions() -> io::Result<()> {
+    let mut port = Port::open().await?;
+    loop {
+        port.wait_host().await?;
+        serve(&mut port, Agent { in_guest: true }).await?;
+    }
+}
+
+/// Serves connections on a unix socket, one at a time, for ever. For tests outside a guest.
+#[must_use]
+pub fn serve_socket(path: &Path) -> ExitCode {
+    let outcome = runtime().and_then(|rt| {
+        rt.block_on(async {
+            let listener = tokio::net::UnixListener::bind(path)?;
+            loop {
+                let (io, _) = listener.accept().await?;
+                if let Err(e) = serve_hosted(io).await {
+                    log(&format!("a connection failed: {e}"));
+                }
+            }
+        })
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log(&format!("cannot serve {}: {e}", path.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves one byte stream outside a guest: commands and files, nothing that changes the machine.
+///
+/// # Errors
+/// When reading or writing the stream fails.
+pub async fn serve_hosted<T: AsyncRead + AsyncWrite + Send + Unpin>(io: T) -> io::Result<()> {
+    serve(io, Agent { in_guest: false }).await
+}
+
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()
+}
+
+/// One line for whoever reads the console.
+fn log(line: &str) {
+    use io::Write as _;
+    let _ = writeln!(io::stderr(), "banger-agent: {line}");
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Agent {
+    /// Whether the machine is ours to change.
+    in_guest: bool,
+}
+
+impl Handler for Agent {
+    async fn handle(&self, request: Request, stream: GuestStream) {
+        let answer = match request {
+            Request::Exec(spec) => return exec::run(&spec, &stream).await,
+            Request::Hello(host) => self.hello(&host),
+            Request::Unpack(spec) => {
+                let input = stream.blocking_reader(Handle::current());
+                blocking(&stream, move || Ok(archive::unpack(&spec, input).map(|()| Reply::Done)?)).await
+            }
+            Request::Pack { path } => {
+                let output = stream.blocking_writer(Handle::current(), Lane::Out);
+                let answer =
+                    blocking(&stream, move || Ok(archive::pack(&path, output).map(|()| Reply::Done)?)).await;
+                finish_when_fine(&stream, answer)
+            }
+            Request::Scan(spec) => {
+                let input = stream.blocking_reader(Handle::current());
+                let output = stream.blocking_writer(Handle::current(), Lane::Out);
+                let answer = blocking(&stream, move || {
+                    let root = Path::new(spec.root.as_os_str());
+                    let output = io::BufWriter::with_capacity(32 * 1024, output);
+                    Ok(scan::scan(root, &spec, input, output).map(Reply::Scanned)?)
+                })
+                .await;
+                finish_when_fine(&stream, answer)
+            }
+            Request::Sync => {
+                blocking(&stream, || {
+                    boot::sync();
+                    Ok(Reply::Done)
+                })
+                .await
+            }
+            Request::SetTime { .. }
+            | Request::AddEntropy { .. }
+            | Request::ConfigureNetwork(_)
+            | Request::Shutdown { .. }
+                if !self.in_guest =>
+            {
+                Err(Error::new(
+                    ErrorCode::Unsupported,
+                    "this agent runs outside a VM and leaves the machine as it is",
+                ))
+            }
+            Request::SetTime { unix_ns } => done(boot::set_time(unix_ns)),
+            Request::AddEntropy { bytes } => done(boot::add_entropy(&bytes)),
+            Request::ConfigureNetwork(config) => {
+                blocking(&stream, move || done(boot::configure_network(&config))).await
+            }
+            Request::Shutdown { mode } => done(boot::shutdown(mode)),
+        };
+        let reply = answer.unwrap_or_else(|e| Reply::Error { code: e.code, message: e.message });
+        // It fails only when nobody listens any more.
+        let _ = stream.reply(&reply).await;
+    }
+}
+
+impl Agent {
+    fn hello(self, host: &HostHello) -> Result<Reply, Error> {
+        if host.version.major != VERSION.major {
+            let message =
+                format!("the guest agent speaks version {VERSION} of the channel, banger {}", host.version);
+            return Err(Error::new(ErrorCode::Unsupported, message));
+        }
+        if self.in_guest {
+            if clock_ns().abs_diff(host.unix_ns) > CLOCK_TOLERANCE_NS {
+                boot::set_time(host.unix_ns)?;
+            }
+            if !host.entropy.is_empty() {
+                boot::add_entropy(&host.entropy)?;
+            }
+            tokio::spawn(async {
+                tokio::time::sleep(LATE).await;
+                if let Ok(Err(e)) = tokio::task::spawn_blocking(boot::load_late_modules).await {
+                    log(&e.to_string());
+                }
+            });
+        }
+        let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Ok(Reply::Hello(AgentHello {
+            version: VERSION,
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            boot_id: boot_id.trim_end().to_owned(),
+            init: boot::init_kind(),
+            uptime_ms: u64::try_from(uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000).unwrap_or_default(),
+        }))
+    }
+}
+
+fn clock_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+fn done<E: Into<Error>>(outcome: Result<(), E>) -> Result<Reply, Error> {
+    outcome.map(|()| Reply::Done).map_err(Into::into)
+}
+
+/// The Out lane ends before a good answer; before an error it does not, so that no reader takes what came for all.
+fn finish_when_fine(stream: &GuestStream, answer: Result<Reply, Error>) -> Result<Reply, Error> {
+    if answer.is_ok() {
+        let _ = stream.finish(Lane::Out);
+    }
+    answer
+}
+
+/// Runs what blocks on a thread of the pool. A stream that ends makes its readers and writers there
+/// fail, which ends the work.
+async fn blocking<F>(stream: &GuestStream, work: F) -> Result<Reply, Error>
+where
+    F: FnOnce() -> Result<Reply, Error> + Send + 'static,
+{
+    let answer = tokio::task::spawn_blocking(work).await;
+    stream.ignore_input();
+    answer.unwrap_or_else(|e| Err(Error::internal(format!("the agent's worker failed: {e}"))))
+}
