@@ -7,7 +7,7 @@ use crate::Vm;
 pub fn agent_rss_kib(vm: &Vm<'_>) -> u64 {
     // The agent is whoever runs a file of that name; its image in the initramfs is /init.
     let script = "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline)\" in \
-         *banger-agent*|/init*) sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' $p/status;; esac; done";
+         @banger-agent*|/init*) sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' $p/status;; esac; done";
     let out = vm.sh(script).go().ok();
     let all: Vec<u64> = out.text().lines().filter_map(|l| l.trim().parse().ok()).collect();
     assert!(!all.is_empty(), "no agent among the guest's processes: {}", vm.sh("ps").go());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use banger_testkit::repo::Repo;
-use banger_testkit::{Sandbox, wait};
+use banger_testkit::{Sandbox, bin_dir, wait, workspace_dir};
 
 /// Units that may fail in a guest without the hardware they look for.
 const MAY_FAIL: &[&str] = &["systemd-modules-load.service"];
@@ -69,5 +69,15 @@ fn the_main_job_make_test_in_a_repository_and_a_patch_back() {
     assert_eq!(text, "one\ntwo\nthree\nfour\n");
     assert_eq!(std::fs::read_to_string(copy.dir().join("new.txt")).unwrap(), "new\n");
     sandbox.existing("job").delete();
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn the_demo_shows_a_patch_that_fits() {
+    let sandbox = Sandbox::debian();
+    let demo = sandbox.program(workspace_dir().join("scripts/demo")).env("BANGER_BIN_DIR", bin_dir());
+    let out = demo.within(Duration::from_secs(300)).go().ok();
+    assert!(out.text().contains("diff --git a/hello.sh b/hello.sh"), "{out}");
+    assert_eq!(sandbox.vm_names(), Vec::<String>::new());
     sandbox.no_vm_is_left();
 }

@@ -1,2 +1,0 @@
-//! `make bench`.
-fn main() {}

@@ -1,0 +1,80 @@
+//! The floor under a cold run: a hand-made QEMU command line with the same machine, CPU, memory and
+//! kernel, no disk, no network, no channel, and a first process that switches the machine off.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use banger_testkit::{Feed, Run, Sandbox};
+
+/// All it does is `reboot(LINUX_REBOOT_CMD_POWER_OFF)`, see reboot(2).
+const INIT: &str = r#"
+__attribute__((noreturn)) void _start(void) {
+    for (;;) {
+        long result;
+        __asm__ volatile("syscall" : "=a"(result)
+            : "a"(169L), "D"(0xfee1deadL), "S"(672274793L), "d"(0x4321fedcL), "r"(0L) : "rcx", "r11", "memory");
+    }
+}
+"#;
+
+/// A machine that ends as soon as it can.
+pub(crate) struct Floor {
+    program: String,
+    arguments: Vec<String>,
+    banger_initramfs: PathBuf,
+}
+
+impl Floor {
+    /// The machine that banger makes in this sandbox, without everything that is banger's.
+    pub(crate) fn of(sandbox: &Sandbox) -> Self {
+        let vm = sandbox.vm("model", "bare", &[]);
+        let pid = vm.show()["pid"].as_u64().expect("it runs");
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).expect("its command line");
+        vm.delete();
+        let words: Vec<String> =
+            line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+        let after = |flag: &str| {
+            let at = words.iter().position(|w| w == flag).unwrap_or_else(|| panic!("no {flag} in {words:?}"));
+            words.get(at + 1).expect("its value").clone()
+        };
+        let append: Vec<String> =
+            after("-append").split(' ').filter(|w| !w.starts_with("banger.")).map(str::to_owned).collect();
+        let initramfs = sandbox.work("floor.cpio");
+        std::fs::write(&initramfs, make_initramfs(sandbox)).expect("a file");
+        let mut arguments: Vec<String> =
+            ["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"].map(str::to_owned).into();
+        for flag in ["-machine", "-accel", "-cpu", "-smp", "-m", "-kernel"] {
+            arguments.extend([flag.to_owned(), after(flag)]);
+        }
+        arguments.extend(["-initrd".to_owned(), initramfs.to_string_lossy().into_owned()]);
+        arguments.extend(["-append".to_owned(), append.join(" ")]);
+        arguments.extend(["-serial", "null"].map(str::to_owned));
+        Self {
+            program: words.first().expect("a program").clone(),
+            arguments,
+            banger_initramfs: PathBuf::from(after("-initrd")),
+        }
+    }
+
+    /// Boots it and waits for its end; milliseconds.
+    pub(crate) fn boot(&self) -> f64 {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        super::clocked_command(&mut command)
+    }
+
+    /// How large banger's own initramfs for this kernel is.
+    pub(crate) fn initramfs_bytes(&self) -> u64 {
+        std::fs::metadata(&self.banger_initramfs).expect("banger's initramfs").len()
+    }
+}
+
+fn make_initramfs(sandbox: &Sandbox) -> Vec<u8> {
+    let dir = sandbox.work("floor");
+    std::fs::create_dir(&dir).expect("a directory");
+    std::fs::write(dir.join("init.c"), INIT).expect("a file");
+    let flags = ["-static", "-nostdlib", "-ffreestanding", "-Os", "-o", "init", "init.c"];
+    Run::new("cc").args(flags).dir(&dir).env("TMPDIR", &dir).go().ok().done();
+    let archive = Run::new("cpio").args(["-o", "-H", "newc", "--quiet"]).dir(&dir);
+    archive.feed(Feed::Bytes(b"init\n".to_vec())).go().ok().stdout
+}
