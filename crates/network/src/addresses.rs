@@ -1,16 +1,18 @@
 //! The addresses of a guest in user mode: always the same, since every guest has a network of its own.
 
+use std::net::Ipv4Addr;
+
 use banger_model::VmId;
 use banger_protocol::agent::NetworkConfig;
 
 /// The guest's address, without the prefix length.
-pub(crate) const GUEST: &str = "10.0.2.15";
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// The prefix length of the guest's network.
 pub(crate) const PREFIX: u8 = 24;
 /// The gateway.
-pub(crate) const GATEWAY: &str = "10.0.2.2";
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The name server that the guest is given; its queries go to the host's own.
-pub(crate) const DNS: &str = "10.0.2.3";
+pub(crate) const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
 /// The largest IP packet, bytes: passt's own limit for the framing that it speaks with QEMU.
 pub(crate) const MTU: u32 = 65520;
@@ -21,7 +23,7 @@ pub struct GuestAddresses {
     /// The device's MAC address.
     pub mac: String,
     /// The guest's IPv4 address.
-    pub ip: &'static str,
+    pub ip: Ipv4Addr,
 }
 
 impl GuestAddresses {
@@ -37,8 +39,8 @@ impl GuestAddresses {
         NetworkConfig {
             mac: self.mac.clone(),
             address: format!("{GUEST}/{PREFIX}"),
-            gateway: GATEWAY.to_owned(),
-            dns: vec![DNS.to_owned()],
+            gateway: GATEWAY.to_string(),
+            dns: vec![DNS.to_string()],
             mtu: MTU,
         }
     }

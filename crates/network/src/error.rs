@@ -27,8 +27,14 @@ pub enum NetworkError {
         /// Why.
         why: String,
     },
+    /// The guard's binary is not beside ours.
+    #[error("a part of banger is missing: {looked} is not an executable file")]
+    GuardMissing {
+        /// Where we looked.
+        looked: String,
+    },
     /// passt ended before the guest could use it.
-    #[error("the network of VM {vm} could not be set up: passt ended at its start{}", last_words(.log))]
+    #[error("the network of VM {vm} could not be set up: passt does not answer{}", last_words(.log))]
     DiedAtStart {
         /// The VM's id.
         vm: String,
@@ -60,6 +66,8 @@ impl From<NetworkError> for Error {
             NetworkError::PasstUnusable { .. } => Self::unavailable(message).with_hint(
                 "banger needs a passt of 2023 or newer; or run without a network: '--network none'",
             ),
+            NetworkError::GuardMissing { .. } => Self::unavailable(message)
+                .with_hint("install banger again, or run without a network: '--network none'"),
             NetworkError::DiedAtStart { .. } => Self::new(ErrorCode::Unavailable, message)
                 .with_hint("'banger doctor' checks the network; '--network none' runs without one"),
             NetworkError::Socket { .. } => Self::internal(message),

@@ -5,7 +5,9 @@
 
 mod addresses;
 mod error;
+pub mod guard;
 pub mod passt;
+mod probe;
 mod user;
 
 pub use addresses::{GuestAddresses, mac_for};

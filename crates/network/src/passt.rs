@@ -79,21 +79,21 @@ pub(crate) fn arguments(fd: RawFd, host_access: bool) -> Vec<OsString> {
     let mut args: Vec<String> = vec![
         "--foreground".into(),
         "--quiet".into(),
+        "--stderr".into(),
         "--fd".into(),
         fd.to_string(),
         "--ipv4-only".into(),
         "--address".into(),
-        GUEST.into(),
+        GUEST.to_string(),
         "--netmask".into(),
         PREFIX.to_string(),
         "--gateway".into(),
-        GATEWAY.into(),
+        GATEWAY.to_string(),
         "--mtu".into(),
         MTU.to_string(),
-        "--dns".into(),
-        DNS.into(),
+        // Without --dns: with it, passt would not look at the host's resolv.conf for where to.
         "--dns-forward".into(),
-        DNS.into(),
+        DNS.to_string(),
     ];
     if !host_access {
         args.push("--no-map-gw".into());

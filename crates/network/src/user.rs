@@ -1,63 +1,108 @@
-//! User mode: one passt process for each guest, joined to its VMM by a socket pair, so that it
-//! needs no path, no root, and ends when the VMM does.
+//! User mode: passt, and a guard before it, for each guest. Joined to each other and to the VMM by
+//! socket pairs, so that they need no path and no root, and end when the VMM does.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use banger_model::VmId;
 use banger_protocol::agent::NetworkConfig;
 use banger_vmm::process::{ProcessId, mark};
-use banger_vmm::{Signal, Standalone};
+use banger_vmm::{Spawned, Standalone, console};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::addresses::GuestAddresses;
-use crate::{NetworkError, Result, passt};
+use crate::{NetworkError, Result, passt, probe};
+
+/// How long the first answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Lines of the log in an error.
+const LAST_WORDS: usize = 4;
 
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserNetworkSpec {
-    /// The VM; marks the process.
+    /// The VM; marks the processes.
     pub vm_id: VmId,
     /// Whether the gateway address leads to the host's own loopback.
     pub host_access: bool,
-    /// Where passt's messages go (appended, made 0600); its directory is passt's working directory.
+    /// Where messages go (appended, made 0600); its directory is the processes' working directory.
+    /// Keep it short with [`banger_vmm::console::enforce_cap`].
     pub log: PathBuf,
     /// The passt binary (see [`crate::passt::locate`]).
     pub passt: PathBuf,
+    /// The guard's binary (see [`crate::guard::locate`]).
+    pub guard: PathBuf,
 }
 
 /// User-mode networks.
 #[derive(Debug)]
 pub struct UserNetwork;
 
-/// A guest's network whose process was started. It ends by itself when the VMM's end of the socket
-/// is closed; dropping this before [`UserNetworkHandle::take`] closes it, too.
+/// A guest's network that has answered. It ends by itself when `backend`, and every copy that a
+/// VMM got of it, is closed.
 #[derive(Debug)]
 pub struct UserNetworkHandle {
     /// For the VMM: frames behind 32-bit big-endian lengths.
     pub backend: OwnedFd,
-    /// The process, for `handles.json`.
-    pub process: ProcessId,
+    /// The processes, for `handles.json`. They are reaped by the daemon that started them.
+    pub processes: Vec<ProcessId>,
     /// What the agent is told.
     pub config: NetworkConfig,
 }
 
 impl UserNetwork {
-    /// Starts it. Nothing has to be undone when this fails.
+    /// Starts it and waits for its first answer. When this fails, or its future is dropped,
+    /// nothing is left.
     ///
     /// # Errors
-    /// When passt is missing or ends at once.
+    /// When a binary is missing, or the network does not answer.
     pub async fn start(spec: UserNetworkSpec) -> Result<UserNetworkHandle> {
-        let _ = (
-            spec,
-            mark,
-            passt::arguments,
-            socketpair,
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-        );
-        let _ = (Standalone::new, Signal::TERM, GuestAddresses::of);
-        Err(NetworkError::PasstMissing { looked: String::new() })
+        let dir = spec.log.parent().unwrap_or(Path::new("/"));
+        let log_start = std::fs::metadata(&spec.log).map_or(0, |m| m.len());
+        let (backend, guest_side) = pair()?;
+        let (guard_side, passt_side) = pair()?;
+
+        let mut passt = Standalone::new(&spec.passt, &spec.log, dir).called(marked("passt", &spec.vm_id));
+        let fd = passt.give(passt_side);
+        let passt = passt.args(passt::arguments(fd, spec.host_access)).spawn()?;
+
+        let mut guard =
+            Standalone::new(&spec.guard, &spec.log, dir).called(marked("banger-netguard", &spec.vm_id));
+        let fds = [guard.give(guest_side), guard.give(guard_side)];
+        let guard = guard.args(fds.map(|fd| fd.to_string())).spawn()?;
+
+        let addresses = GuestAddresses::of(&spec.vm_id);
+        match tokio::time::timeout(ANSWER, probe::gateway_answers(&backend, &addresses)).await {
+            Ok(Ok(())) => {}
+            _ => {
+                let log = console::tail_from(&spec.log, log_start, LAST_WORDS);
+                return Err(NetworkError::DiedAtStart { vm: spec.vm_id.to_string(), log: log.join("; ") });
+            }
+        }
+        let processes = [passt, guard].map(stand_alone).into();
+        Ok(UserNetworkHandle { backend, processes, config: addresses.config() })
     }
+}
+
+/// The program's name for itself: passt looks there for which of its modes is meant.
+fn marked(program: &str, id: &VmId) -> String {
+    format!("{program}:{}", mark(id))
+}
+
+/// Lets it live, and reaps it when it ends.
+fn stand_alone(spawned: Spawned) -> ProcessId {
+    let (process, _) = spawned.release();
+    let id = process.clone();
+    tokio::spawn(async move {
+        if let Err(error) = process.wait().await {
+            tracing::warn!(%error, "the end of a network process could not be waited for");
+        }
+    });
+    id
+}
+
+fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|e| NetworkError::Socket { source: e.into() })
 }

@@ -1,0 +1,28 @@
+//! The guard: a small process between the VMM and passt that lets through what a guest may send.
+//!
+//! passt connects to whatever destination a guest's packet names. A guest's own kernel never sends
+//! packets to 127.0.0.1 or 0.0.0.0, but a hostile guest writes them itself, and passt (seen with
+//! Debian 12's, also with --no-map-gw) then connects to the host's loopback. So no such packet may
+//! come to passt.
+
+mod filter;
+mod frames;
+mod relay;
+
+use std::path::{Path, PathBuf};
+
+pub use relay::run;
+
+use crate::{NetworkError, Result};
+
+const NAME: &str = "banger-netguard";
+
+/// The guard's binary, which is installed beside our others.
+///
+/// # Errors
+/// When it is not in `dir`.
+pub fn locate(dir: &Path) -> Result<PathBuf> {
+    let file = dir.join(NAME);
+    let runs = file.is_file() && rustix::fs::access(&file, rustix::fs::Access::EXEC_OK).is_ok();
+    if runs { Ok(file) } else { Err(NetworkError::GuardMissing { looked: file.display().to_string() }) }
+}
