@@ -36,6 +36,8 @@ pub(super) fn arguments(
     // The mark first: it is how a VMM is found whose handle was never written.
     put(&["-name", &mark(&spec.id)]);
     put(&["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
+    // Wait for 'cont': the guest must not end before anybody listens to why.
+    put(&["-S"]);
     put(&["-machine", MACHINE, "-accel", accel(spec), "-cpu", cpu(spec)]);
     put(&["-smp", &spec.shape.vcpu.to_string(), "-m", &format!("{}M", spec.shape.memory.0)]);
     // No new programs, no new privileges, no obsolete system calls.

@@ -74,7 +74,7 @@ pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock)
     drop(spec.network.take());
 
     let reason = Arc::new(Mutex::new(ExitReason::Unknown));
-    let connected = connect(&control_socket, &reason).await;
+    let connected = begin(&control_socket, &reason).await;
     let connection = match connected {
         Ok(connection) => connection,
         Err(error) => return Err(explain(&spec, spawned, &log, log_start, error).await),
@@ -146,6 +146,13 @@ fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
 async fn connect(socket: &Path, reason: &Arc<Mutex<ExitReason>>) -> Result<Qmp, QmpError> {
     let stream = UnixStream::connect(socket).await.map_err(|_| QmpError::Closed)?;
     Qmp::start(stream, Arc::clone(reason)).await
+}
+
+/// Connects and lets the guest begin.
+async fn begin(socket: &Path, reason: &Arc<Mutex<ExitReason>>) -> Result<Qmp, QmpError> {
+    let qmp = connect(socket, reason).await?;
+    qmp.execute("cont").await?;
+    Ok(qmp)
 }
 
 impl Control {
