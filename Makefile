@@ -13,7 +13,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 CARGO ?= cargo
 TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
-# All three programs, side by side: bangerd looks for the agent beside itself.
+# All programs, side by side: bangerd looks for the agent and the network guard beside itself.
 BIN := $(TARGET_DIR)/banger
 # The guest agent runs in guests that have no libc, or another one.
 AGENT_TARGET := x86_64-unknown-linux-gnu
@@ -28,18 +28,18 @@ setup: ## install what is missing from Debian packages
 	@scripts/setup
 
 .PHONY: build
-build: ## banger, bangerd and banger-agent in target/banger
-	$(CARGO) build --locked --release -p banger-cli -p banger-daemon
+build: ## all programs in target/banger
+	$(CARGO) build --locked --release -p banger-cli -p banger-daemon -p banger-network
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build --locked --profile agent --target $(AGENT_TARGET) -p banger-agent
 	@mkdir -p $(BIN)
 	@install -p -C -m 0755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd \
-		$(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
+		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
 
 .PHONY: install
 install: build ## install below PREFIX (/usr/local), with DESTDIR before it
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
 	install -m 0755 $(BIN)/banger $(BIN)/bangerd $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 $(BIN)/banger-agent $(DESTDIR)$(PREFIX)/lib/banger
+	install -m 0755 $(BIN)/banger-agent $(BIN)/banger-netguard $(DESTDIR)$(PREFIX)/lib/banger
 
 .PHONY: demo
 demo: setup build ## from nothing to a patch: this repository in a virtual machine
@@ -66,7 +66,7 @@ unit: ## tests that need no virtual machine
 
 .PHONY: scenarios
 scenarios: build ## tests that run virtual machines
-	BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked -p banger-testkit
+	BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked --no-fail-fast -p banger-testkit
 
 .PHONY: bench
 bench: setup build ## measure against floors of the same run

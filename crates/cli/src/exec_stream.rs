@@ -1,18 +1,19 @@
 //! One command in a guest, from this process's point of view: stdin in, output out, signals and
 //! window size along, and how it ended.
 //!
-//! Nothing is buffered without bound: a full stdout stops the reading of the connection, a
-//! guest that does not read stops the reading of stdin. Output is written before the end is told.
+//! Nothing is buffered without bound: a full stdout stops the reading of the connection, a guest
+//! that does not read gives no credit for more stdin. Output is written before the end is told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use banger_protocol::agent::ExitStatus;
 use banger_protocol::api::{ErrorBody, ExecRequest};
-use banger_protocol::exec::{HEADER_LEN, Kind, MAX_PAYLOAD, header, parse_header};
+use banger_protocol::exec::{HEADER_LEN, Kind, MAX_PAYLOAD, STDIN_WINDOW, header, parse_header};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -60,7 +61,8 @@ pub(crate) async fn run(
     };
     let (reader, writer) = stream.into_split();
     let (controls, queue) = mpsc::unbounded_channel();
-    let stdin = request.stdin.then(pump::stdin);
+    let credit = Arc::new(Semaphore::new(STDIN_WINDOW));
+    let stdin = request.stdin.then(|| Stdin { chunks: pump::stdin(), pending: None, credit: credit.clone() });
     let _sender = AbortOnDrop(tokio::spawn(feed(writer, queue, stdin)));
     let mut output = OutputPump::spawn();
     let mut frames = Frames { reader, buffer: BytesMut::from(&early[..]) };
@@ -71,6 +73,7 @@ pub(crate) async fn run(
         tty: request.tty.is_some(),
         raw: None,
         stuck: None,
+        credit,
     };
 
     let ended = until_end(&mut frames, &mut output, &mut steering, local, signals).await;
@@ -125,6 +128,7 @@ async fn until_end(
                 (Kind::Stdout, bytes) => waiting = Some((stdout, bytes)),
                 (Kind::Stderr, bytes) => waiting = Some((Target::Stderr, bytes)),
                 (Kind::Started, _) => steering.begin(local.raw),
+                (Kind::Credit, bytes) => steering.credit(&bytes).map_err(Stop::Drained)?,
                 (kind, payload) => return last(kind, &payload).map_err(Stop::Drained),
             },
         }
@@ -154,6 +158,8 @@ struct Steering {
     raw: Option<RawMode>,
     /// An ending signal that is not on its way yet, and until when it may wait.
     stuck: Option<(i32, Instant, oneshot::Receiver<()>)>,
+    /// Bytes of stdin that may be sent.
+    credit: Arc<Semaphore>,
 }
 
 impl Steering {
@@ -164,6 +170,16 @@ impl Steering {
             self.raw = RawMode::enter().ok();
             self.resize();
         }
+    }
+
+    /// The guest took some stdin: as much more may follow.
+    fn credit(&self, payload: &[u8]) -> Result<()> {
+        let bytes = payload.try_into().map_or(usize::MAX, |n| u32::from_le_bytes(n) as usize);
+        if bytes > STDIN_WINDOW.saturating_sub(self.credit.available_permits()) {
+            return Err(CliError::protocol("more credit than bytes were sent"));
+        }
+        self.credit.add_permits(bytes);
+        Ok(())
     }
 
     /// Passes the signal on, or says that it is time to leave.
@@ -224,7 +240,7 @@ impl Steering {
 async fn feed(
     mut writer: OwnedWriteHalf,
     mut controls: mpsc::UnboundedReceiver<Outgoing>,
-    mut stdin: Option<mpsc::Receiver<Bytes>>,
+    mut stdin: Option<Stdin>,
 ) {
     loop {
         let outgoing = tokio::select! {
@@ -252,10 +268,31 @@ async fn feed(
     }
 }
 
-async fn next_chunk(stdin: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
+async fn next_chunk(stdin: &mut Option<Stdin>) -> Option<Bytes> {
     match stdin {
-        Some(chunks) => chunks.recv().await,
+        Some(stdin) => stdin.next().await,
         None => std::future::pending().await,
+    }
+}
+
+/// What is read from stdin, as fast as the guest gives credit for it.
+struct Stdin {
+    chunks: mpsc::Receiver<Bytes>,
+    pending: Option<Bytes>,
+    credit: Arc<Semaphore>,
+}
+
+impl Stdin {
+    /// The next chunk; none at the end. Cancel-safe.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.pending.is_none() {
+            self.pending = self.chunks.recv().await;
+        }
+        let len = u32::try_from(self.pending.as_ref()?.len()).unwrap_or(u32::MAX);
+        if let Ok(permits) = self.credit.acquire_many(len).await {
+            permits.forget();
+        }
+        self.pending.take()
     }
 }
 

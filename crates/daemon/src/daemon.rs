@@ -19,6 +19,8 @@ use crate::startup::Dirs;
 use crate::vm::Vms;
 use crate::workspace::Workspaces;
 
+/// The guest agent's file.
+const AGENT: &str = "banger-agent";
 /// How long requests under way have when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -42,7 +44,8 @@ impl Daemon {
         let config = Config::load(|key| std::env::var_os(key), host)?;
         refuse_emptied(&dirs)?;
         let store = Arc::new(Store::open(&dirs.state.database())?);
-        let agent = agent_binary()?;
+        let companions = companions()?;
+        let agent = companions.join(AGENT);
         let shutdown = CancellationToken::new();
         let artifacts = Arc::new(Artifacts::new(store.clone(), &dirs, agent.clone()));
         let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config))];
@@ -53,6 +56,7 @@ impl Daemon {
             config.clone(),
             host,
             drivers,
+            companions,
             shutdown.clone(),
         ));
         vms.reconcile().await?;
@@ -136,12 +140,12 @@ fn qemu_driver(config: &Config) -> QemuDriver {
     }))
 }
 
-/// The agent binary beside ours, or where `make install` puts it.
-fn agent_binary() -> Result<PathBuf> {
+/// Where the programs are that belong to this daemon (the guest agent, the network guard): beside
+/// our own, or where `make install` puts them.
+fn companions() -> Result<PathBuf> {
     let own =
         std::env::current_exe().map_err(|e| Error::internal(format!("our own path is unknown: {e}")))?;
-    let dir = own.parent().map(PathBuf::from).unwrap_or_default();
-    let beside = dir.join("banger-agent");
-    let installed = dir.join("../lib/banger/banger-agent");
-    Ok(if !beside.is_file() && installed.is_file() { installed } else { beside })
+    let beside = own.parent().map(PathBuf::from).unwrap_or_default();
+    let installed = beside.join("../lib/banger");
+    Ok(if !beside.join(AGENT).is_file() && installed.join(AGENT).is_file() { installed } else { beside })
 }

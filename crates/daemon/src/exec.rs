@@ -1,7 +1,8 @@
-//! Exec: joins a client's upgraded connection to a stream of the agent. Nothing is buffered but one
-//! frame in each direction, so a client that does not read stalls its own command, and a command
-//! that does not read stalls its own client.
+//! Exec: joins a client's upgraded connection to a stream of the agent. Buffered are one frame of
+//! output and one window of stdin: a client that does not read stalls its own command, a command
+//! that does not read gives its client no credit, and signals overtake both.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use banger_channel::{StreamEvent, StreamReceiver, StreamSender};
@@ -9,9 +10,10 @@ use banger_model::{Error, ErrorCode, Result, Vm};
 use banger_protocol::agent::frame::Lane;
 use banger_protocol::agent::{Control, ExecSpec, ExitStatus, Reply, Request, TermSize};
 use banger_protocol::api::{ErrorBody, ExecRequest};
-use banger_protocol::exec::{HEADER_LEN, Kind, MAX_PAYLOAD, header, parse_header};
+use banger_protocol::exec::{HEADER_LEN, Kind, MAX_PAYLOAD, STDIN_WINDOW, header, parse_header};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 
 use crate::op::Op;
 use crate::vm::Live;
@@ -64,8 +66,12 @@ impl Exec {
         let Self { sender, mut receiver, timeout, vm } = self;
         let (reader, mut writer) = tokio::io::split(io);
         let ended = {
-            let output = carry_output(&mut receiver, &mut writer);
-            let input = carry_input(reader, &sender);
+            let stdin = Stdin::default();
+            let (queue, chunks) = mpsc::unbounded_channel();
+            let (taken, credit) = mpsc::unbounded_channel();
+            let output = carry_output(&mut receiver, &mut writer, credit);
+            let input = carry_input(reader, &sender, &stdin, queue);
+            let feed = feed_stdin(chunks, &sender, &stdin, taken);
             let overrun = async {
                 match timeout {
                     Some(limit) => tokio::time::sleep(limit).await,
@@ -76,6 +82,7 @@ impl Exec {
                 biased;
                 ended = output => Some(ended),
                 () = input => None,
+                () = async { feed.await; std::future::pending().await } => None,
                 () = overrun => Some(Err(overran(&vm, timeout.unwrap_or_default()))),
             }
         };
@@ -121,13 +128,31 @@ async fn end(sender: &StreamSender, receiver: &mut StreamReceiver) {
     let _ = tokio::time::timeout(KILL_GRACE, drained).await;
 }
 
-/// The guest's output to the client; `None` when the client cannot be written to.
+/// Bytes of stdin that the client sent and the guest has not taken.
+#[derive(Debug, Default)]
+struct Stdin {
+    under_way: AtomicUsize,
+}
+
+/// The guest's output to the client, and credit for stdin; `None` when the client cannot be
+/// written to.
 async fn carry_output(
     receiver: &mut StreamReceiver,
     writer: &mut (impl AsyncWrite + Unpin),
+    mut credit: mpsc::UnboundedReceiver<u32>,
 ) -> Result<Option<ExitStatus>> {
     loop {
-        let sent = match receiver.next().await? {
+        let event = tokio::select! {
+            biased;
+            Some(bytes) = credit.recv() => {
+                if write_frame(writer, Kind::Credit, &bytes.to_le_bytes()).await.is_err() {
+                    return Ok(None);
+                }
+                continue;
+            }
+            event = receiver.next() => event?,
+        };
+        let sent = match event {
             Some(StreamEvent::Data(Lane::Err, data)) => write_frame(writer, Kind::Stderr, &data).await,
             Some(StreamEvent::Data(_, data)) => write_frame(writer, Kind::Stdout, &data).await,
             Some(StreamEvent::Message(Reply::Started { .. })) => {
@@ -151,10 +176,15 @@ async fn carry_output(
     }
 }
 
-/// The client's frames to the guest; returns when the client is gone or breaks the protocol. What
-/// a command does not want to read any more is taken and dropped.
-async fn carry_input(mut reader: impl AsyncRead + Unpin, sender: &StreamSender) {
-    let mut wanted = true;
+/// The client's frames; returns when the client is gone or breaks the protocol. Never waits for
+/// the command to read: stdin goes to a queue that is no longer than the client's window.
+async fn carry_input(
+    mut reader: impl AsyncRead + Unpin,
+    sender: &StreamSender,
+    stdin: &Stdin,
+    queue: mpsc::UnboundedSender<Bytes>,
+) {
+    let mut queue = Some(queue);
     loop {
         let mut head = [0; HEADER_LEN];
         if reader.read_exact(&mut head).await.is_err() {
@@ -166,10 +196,16 @@ async fn carry_input(mut reader: impl AsyncRead + Unpin, sender: &StreamSender) 
             return;
         }
         match kind {
-            Kind::Stdin if wanted => wanted = sender.send(payload.freeze()).await.is_ok(),
-            Kind::StdinEof => {
-                let _ = sender.finish().await;
+            Kind::Stdin => {
+                if stdin.under_way.fetch_add(len, Ordering::Relaxed) + len > STDIN_WINDOW {
+                    tracing::warn!("a client sent more stdin than it has credit for");
+                    return;
+                }
+                if let Some(queue) = &queue {
+                    let _ = queue.send(payload.freeze());
+                }
             }
+            Kind::StdinEof => queue = None,
             Kind::Resize => {
                 if let [a, b, c, d] = payload[..] {
                     let size =
@@ -182,9 +218,27 @@ async fn carry_input(mut reader: impl AsyncRead + Unpin, sender: &StreamSender) 
                     let _ = sender.control(Control::Signal { signal: i32::from_le_bytes(bytes) }).await;
                 }
             }
-            _ => {}
+            _ => return,
         }
     }
+}
+
+/// Stdin to the guest as fast as it is taken. What a command does not want to read any more is
+/// dropped, and its client given credit all the same.
+async fn feed_stdin(
+    mut chunks: mpsc::UnboundedReceiver<Bytes>,
+    sender: &StreamSender,
+    stdin: &Stdin,
+    taken: mpsc::UnboundedSender<u32>,
+) {
+    let mut wanted = true;
+    while let Some(chunk) = chunks.recv().await {
+        let len = chunk.len();
+        wanted = wanted && sender.send(chunk).await.is_ok();
+        stdin.under_way.fetch_sub(len, Ordering::Relaxed);
+        let _ = taken.send(u32::try_from(len).unwrap_or(u32::MAX));
+    }
+    let _ = sender.finish().await;
 }
 
 async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), kind: Kind, data: &[u8]) -> std::io::Result<()> {

@@ -1,13 +1,12 @@
 //! The exec stream: what the CLI and the daemon say after `101 Switching Protocols`.
 //!
 //! A frame is one byte of kind, four bytes of length (little endian) and the payload. stdout and
-//! stderr share the connection, so a client that stops reading stalls its own command only.
-
-use serde::{Deserialize, Serialize};
+//! stderr share the connection, so a client that stops reading stalls its own command only. stdin
+//! has credit, so that signals and the window's size are never stuck behind bytes that the command
+//! does not read: a client may have [`STDIN_WINDOW`] bytes under way and sends more as
+//! [`Kind::Credit`] comes back.
 
 use crate::ProtocolVersion;
-use crate::agent::ExitStatus;
-use crate::api::ErrorBody;
 
 /// This protocol's version.
 pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
@@ -15,6 +14,8 @@ pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
 pub const UPGRADE: &str = "banger-exec-1";
 /// The largest payload of one frame, bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// Bytes of stdin a client may send before it has credit for more.
+pub const STDIN_WINDOW: usize = 256 * 1024;
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 5;
 
@@ -34,12 +35,14 @@ pub enum Kind {
     Stdout = 16,
     /// Daemon: bytes from stderr.
     Stderr = 17,
-    /// Daemon: the command ended; JSON [`ExitStatus`]. The last frame.
+    /// Daemon: the command ended; JSON [`crate::agent::ExitStatus`]. The last frame.
     Exit = 18,
-    /// Daemon: banger failed; JSON [`ErrorBody`]. The last frame.
+    /// Daemon: banger failed; JSON [`crate::api::ErrorBody`]. The last frame.
     Error = 19,
     /// Daemon: the command runs; empty.
     Started = 20,
+    /// Daemon: this many more bytes of stdin may come, u32 LE.
+    Credit = 21,
 }
 
 impl Kind {
@@ -56,6 +59,7 @@ impl Kind {
             18 => Self::Exit,
             19 => Self::Error,
             20 => Self::Started,
+            21 => Self::Credit,
             _ => return None,
         })
     }
@@ -83,12 +87,20 @@ pub fn parse_header(bytes: [u8; HEADER_LEN]) -> Result<(Kind, usize), String> {
     Ok((kind, len))
 }
 
-/// The payload of the last frame.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The command ended.
-    Exit(ExitStatus),
-    /// banger failed.
-    Error(ErrorBody),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_survives_its_header_and_rubbish_is_refused() {
+        for n in 0..=255u8 {
+            if let Some(kind) = Kind::from_u8(n) {
+                assert_eq!(kind as u8, n);
+                assert_eq!(parse_header(header(kind, 7)).unwrap(), (kind, 7));
+            } else {
+                assert!(parse_header([n, 0, 0, 0, 0]).is_err());
+            }
+        }
+        assert!(parse_header([0, 1, 0, 1, 0]).is_err(), "longer than a frame may be");
+    }
 }

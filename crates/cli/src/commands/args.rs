@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use banger_model::{
-    ByteString, Bytes, DriverChoice, Error, GuestPath, ImageName, KernelName, Mib, NetworkMode, VmName,
-    WorkspaceMode, parse_duration,
+    Accel, ByteString, Bytes, DriverChoice, Error, GuestPath, ImageName, KernelName, Mib, NetworkMode,
+    VmName, WorkspaceMode, parse_duration,
 };
 use banger_protocol::api::{CreateVm, ExecRequest, PrepareRequest};
 use clap::builder::NonEmptyStringValueParser;
@@ -48,6 +48,9 @@ pub(crate) struct MachineArgs {
     /// What runs the VM: auto, firecracker or qemu
     #[arg(long)]
     driver: Option<DriverChoice>,
+    /// What runs the guest's instructions: kvm or tcg [default: kvm where it works]
+    #[arg(long)]
+    accel: Option<Accel>,
     /// Virtual CPUs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpu: Option<u32>,
@@ -79,6 +82,7 @@ impl MachineArgs {
             image: self.image,
             kernel: self.kernel,
             driver: self.driver,
+            accel: self.accel,
             vcpu: self.vcpu,
             memory: self.memory,
             disk_size: self.disk_size,

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 /// What a running VM holds on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Handles {
-    /// The network process.
-    pub(crate) network: Option<ProcessId>,
+    /// The network's processes.
+    pub(crate) network: Vec<ProcessId>,
     /// The VMM.
     pub(crate) machine: Option<MachineHandle>,
 }
@@ -61,7 +61,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Handles::load(dir.path()), None);
         let handles = Handles {
-            network: Some(ProcessId { pid: 7, start_time: 8, boot_id: "b".into() }),
+            network: vec![ProcessId { pid: 7, start_time: 8, boot_id: "b".into() }],
             machine: None,
         };
         handles.save(dir.path()).unwrap();

@@ -19,6 +19,7 @@ mod start;
 mod stop;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_model::{
@@ -45,6 +46,7 @@ pub(crate) struct Vms {
     config: Config,
     host: Host,
     drivers: Vec<Arc<dyn Driver>>,
+    companions: PathBuf,
     live: Mutex<HashMap<VmId, Arc<Live>>>,
     locks: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
     shutdown: tokio_util::sync::CancellationToken,
@@ -54,7 +56,7 @@ pub(crate) struct Vms {
 pub(crate) type VmLock = tokio::sync::OwnedMutexGuard<()>;
 
 impl Vms {
-    /// The service; nothing is touched until [`Vms::reconcile`].
+    /// The service; `companions` is where our other programs are. Nothing is touched until [`Vms::reconcile`].
     #[must_use]
     pub(crate) fn new(
         store: Arc<Store>,
@@ -63,6 +65,7 @@ impl Vms {
         config: Config,
         host: Host,
         drivers: Vec<Arc<dyn Driver>>,
+        companions: PathBuf,
         shutdown: tokio_util::sync::CancellationToken,
     ) -> Self {
         Self {
@@ -72,6 +75,7 @@ impl Vms {
             config,
             host,
             drivers,
+            companions,
             live: Mutex::default(),
             locks: Mutex::default(),
             shutdown,
@@ -116,7 +120,7 @@ impl Vms {
             state => state,
         };
         let guest_ip = (vm.network == NetworkMode::User && alive)
-            .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_owned());
+            .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_string());
         VmView {
             pid: live.filter(|_| alive).map(|l| l.machine().handle().process.pid),
             id: vm.id,

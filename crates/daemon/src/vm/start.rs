@@ -8,7 +8,7 @@ use banger_channel::Session;
 use banger_image::SystemDisk;
 use banger_image::kernel::BootFiles;
 use banger_model::{Boot, BootKind, Error, ErrorCode, LastError, NetworkMode, Result, Vm, VmState};
-use banger_network::{UserNetwork, UserNetworkHandle, UserNetworkSpec, passt};
+use banger_network::{UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
 use banger_protocol::agent::{AgentHello, Request};
 use banger_vmm::{Disk, DiskRole, ExitInfo, Machine, MachineSpec, NetDevice};
 use futures_util::future::BoxFuture;
@@ -216,9 +216,10 @@ impl Vms {
             host_access: start.vm.host_access,
             log: self.dirs.state.vm(&start.vm.id).join("network.log"),
             passt: passt::locate(std::env::var_os("PATH").as_deref())?,
+            guard: guard::locate(&self.companions)?,
         })
         .await?;
-        start.handles.network = Some(network.process.clone());
+        start.handles.network.clone_from(&network.processes);
         start.config = Some(network.config.clone());
         start.network = Some(network);
         self.save_handles(start)

@@ -181,7 +181,7 @@ impl Vms {
         }
         if let Some(handles) = &handles {
             processes.extend(handles.machine.iter().map(|m| m.process.clone()));
-            processes.extend(handles.network.clone());
+            processes.extend(handles.network.iter().cloned());
             // A process that was started and not yet written down carries the VM's mark.
             processes.extend(find_marked(id).unwrap_or_default());
         }
