@@ -4,7 +4,7 @@
 //! business. Must never write.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::git::Git;
@@ -61,6 +61,14 @@ impl Source {
         Ok(self.top.join(path_of(self.git.line(&["rev-parse", "--git-path", name])?)))
     }
 
+    /// git on the same repository whose new objects, temporary files and locks go to `objects`, a
+    /// directory in scratch.
+    pub(crate) fn writing_to(&self, objects: &Path) -> Result<Git> {
+        let ours = OsString::from_vec(quoted(&self.git_path("objects")?));
+        let git = self.git.clone().env("GIT_OBJECT_DIRECTORY", objects.as_os_str());
+        Ok(git.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", &ours))
+    }
+
     /// The object that `revision` names, peeled to `kind` (`commit` or `tree`).
     pub(crate) fn resolve(&self, revision: &str, kind: &str) -> Result<String> {
         let spec = format!("{revision}^{{{kind}}}");
@@ -84,6 +92,12 @@ impl Source {
             }
             value
         }))
+    }
+
+    /// Whether it is a partial clone: objects may be missing that only a remote has.
+    pub(crate) fn is_partial(&self) -> Result<bool> {
+        let names = r"^(extensions\.partialclone|remote\..*\.promisor)$";
+        Ok(self.git.query(&["config", "-z", "--get-regexp", names], 1 << 16)?.is_some())
     }
 
     /// The id of the tree without entries.
@@ -118,4 +132,19 @@ fn explain(e: WorkspaceError, dir: &Path) -> WorkspaceError {
         }
         other => other,
     }
+}
+
+/// An object directory as `objects/info/alternates` and `GIT_ALTERNATE_OBJECT_DIRECTORIES` (git(1))
+/// have it, quoted so that any path can be said.
+pub(crate) fn quoted(path: &Path) -> Vec<u8> {
+    let mut line = b"\"".to_vec();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'"' | b'\\' => line.extend([b'\\', *byte]),
+            0..=31 | 127 => line.extend(format!("\\{byte:03o}").into_bytes()),
+            _ => line.push(*byte),
+        }
+    }
+    line.extend([b'"']);
+    line
 }

@@ -140,7 +140,7 @@ impl<W: Write> Scan<W> {
                 if !self.tracked.is_submodule(&path) && !self.rules.ignores(&path, true) {
                     frames.extend(self.enter(path)?);
                 }
-            } else if self.tracked.paths.contains_key(&path) || !self.rules.ignores(&path, false) {
+            } else if self.tracked.has(&path) || !self.rules.ignores(&path, false) {
                 self.visit(&path)?;
             }
         }
@@ -205,7 +205,9 @@ impl<W: Write> Scan<W> {
         let mut unseen: Vec<Vec<u8>> = unseen.map(|(path, _)| path.clone()).collect();
         unseen.sort();
         for path in unseen {
-            self.visit(&path)?;
+            if self.tracked.has(&path) {
+                self.visit(&path)?;
+            }
             let Some(known) = self.tracked.paths.get(&path) else { continue };
             let is_kept = known.base.is_none_or(|(mode, _)| mode == GITLINK)
                 || known.index.is_some_and(|entry| entry.is_skipped);

@@ -1,4 +1,4 @@
-//! The paths git would call tracked: those of the base, and those of the guest's own index.
+//! The paths git would call tracked: those of the guest's own index; without one, the base's.
 //!
 //! Owns reading both. The index is the guest's and may be anything: what is not understood is
 //! taken as not there, which costs time and is never wrong.
@@ -45,6 +45,7 @@ pub(super) struct Indexed {
 pub(super) struct Tracked {
     pub(super) paths: HashMap<Vec<u8>, Known>,
     dirs: HashSet<Vec<u8>>,
+    has_index: bool,
 }
 
 impl Tracked {
@@ -65,6 +66,7 @@ impl Tracked {
     pub(super) fn add_index(&mut self, raw: &[u8], id_len: usize) {
         // A half understood index would be half the truth.
         if let Some(entries) = parse(raw, id_len) {
+            self.has_index = true;
             for (path, entry) in entries {
                 self.know(&path).index = Some(entry);
             }
@@ -81,6 +83,13 @@ impl Tracked {
             }
         }
         self.paths.entry(path.to_vec()).or_default()
+    }
+
+    /// Whether git would call this path tracked, so that no ignore rule hides it. A path of the
+    /// base that the guest took out of its index and ignores is gone, as `git add` would have it.
+    pub(super) fn has(&self, path: &[u8]) -> bool {
+        let known = self.paths.get(path);
+        known.is_some_and(|k| if self.has_index { k.index.is_some() } else { k.base.is_some() })
     }
 
     /// Whether a tracked path is below this directory.
@@ -177,7 +186,7 @@ mod tests {
         let tracked = Tracked::from_base(given.as_bytes()).unwrap();
         assert_eq!(tracked.paths[&b"a/b\tc\n"[..]].base.unwrap().0, 0o100_755);
         assert!(tracked.is_above(b"a") && tracked.is_submodule(b"sub") && !tracked.is_submodule(b"a"));
-        for bad in ["x\0", "100644 blob 12\ta\0", "100644 blob 0123\0", &given[..60]] {
+        for bad in ["x\0", "100644 blob 12\ta\0", "100644 blob 0123\0", &given[..55]] {
             assert!(Tracked::from_base(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }

@@ -49,11 +49,6 @@ pub(crate) fn heads_in_progress(source: &Source) -> Result<Vec<String>> {
     Ok(heads)
 }
 
-/// Whether the history there is has holes that only the origin can fill.
-pub(crate) fn is_partial(source: &Source) -> Result<bool> {
-    Ok(source.setting("extensions.partialClone")?.is_some())
-}
-
 /// Names below `.git` and contents.
 pub(crate) fn files(
     source: &Source,
@@ -121,7 +116,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
 fn config(source: &Source, head: &Head<'_>) -> Result<Vec<u8>> {
     let mut out = Config::default();
     let is_sha256 = source.object_format == "sha256";
-    let is_partial = is_partial(source)?;
+    let is_partial = source.is_partial()?;
     out.section("core", None);
     out.set("repositoryformatversion", if is_sha256 || is_partial { b"1" } else { b"0" });
     for (key, value) in [

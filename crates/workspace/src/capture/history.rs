@@ -54,8 +54,15 @@ impl History {
     }
 
     /// Writes a pack with its index into `dir`: the commits, their trees and files, and what the
-    /// index refers to beyond them. Returns whether there was anything to pack.
-    pub(crate) fn pack(&self, source: &Source, index: &Index, staged: &[String], dir: &Path) -> Result<bool> {
+    /// index refers to beyond them; `objects` takes git's temporary files. Returns whether there was anything to pack.
+    pub(crate) fn pack(
+        &self,
+        source: &Source,
+        index: &Index,
+        staged: &[String],
+        dir: &Path,
+        objects: &Path,
+    ) -> Result<bool> {
         let mut ids: Vec<String> = staged.to_vec();
         ids.extend(index.entries().filter(|e| e.stage() > 0 && !e.is_submodule()).map(|e| hex(e.id)));
         if self.tips.is_empty() && ids.is_empty() {
@@ -70,11 +77,13 @@ impl History {
             ));
         };
         let mut args = vec!["pack-objects", "-q", "--revs", "--window=0", "--compression=1"];
-        if source.setting("extensions.partialClone")?.is_some() {
+        if source.is_partial()? {
             args.push("--missing=allow-any");
         }
         args.extend(["--end-of-options", base]);
-        source.git.feed(&args, 1 << 16, |pipe| {
+        // git makes even its temporary files in the object directory.
+        let git = source.writing_to(objects)?;
+        git.feed(&args, 1 << 16, |pipe| {
             let mut text = String::new();
             for commit in &self.shallow {
                 text.extend(["--shallow ", commit, "\n"]);

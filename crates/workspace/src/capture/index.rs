@@ -147,12 +147,13 @@ impl Index {
         }
     }
 
-    /// A copy whose stat fields say nothing: git will look at every file.
+    /// A copy whose stat fields say nothing, so that git will look at every file; but for the size:
+    /// git takes a file of another size for modified before it thinks of line ends and filters.
     pub(crate) fn forgetful(&self) -> ForGuest {
         let mut raw = self.raw.clone();
         for start in &self.starts {
             raw[*start..*start + 24].fill(0);
-            raw[*start + 28..*start + STAT_LEN].fill(0);
+            raw[*start + 28..*start + 36].fill(0);
         }
         ForGuest { raw, starts: self.starts.clone(), id_len: self.id_len }
     }

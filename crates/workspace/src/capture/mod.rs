@@ -82,7 +82,7 @@ impl Capture {
         make_dir(&dir)?;
         let source = &survey.source;
         let staged = history::staged(source, &survey.index_file, survey.commit.as_deref(), &survey.index)?;
-        survey.history.pack(source, &survey.index, &staged, &dir)?;
+        survey.history.pack(source, &survey.index, &staged, &dir, &scratch.join("objects"))?;
         let mut packs = Vec::new();
         for entry in std::fs::read_dir(&dir).map_err(|e| WorkspaceError::io("list", &dir, e))? {
             packs.push(entry.map_err(|e| WorkspaceError::io("list", &dir, e))?.path());
@@ -94,7 +94,7 @@ impl Capture {
             overlay: survey.overlay,
         };
         let git_files = guest_repo::files(source, &head, &survey.history)?;
-        let is_partial = guest_repo::is_partial(source)?;
+        let is_partial = source.is_partial()?;
         Ok(Self { survey, packs, git_files, is_partial })
     }
 
@@ -236,9 +236,10 @@ impl Survey {
         }
         let source = Source::find(Path::new(request.path.as_os_str()))?;
         let (commit, branch, overlay) = start(&source, request)?;
-        let index_file = scratch.join("index");
+        let (index_file, objects) = (scratch.join("index"), scratch.join("objects"));
+        make_dir(&objects)?;
         let tree = if overlay {
-            copy_index(&source, &index_file)?;
+            copy_index(&source, &index_file, &objects)?;
             source.top.clone()
         } else {
             checkout(&source, commit.as_deref().unwrap_or_default(), &index_file, scratch)?
@@ -304,7 +305,7 @@ fn start(source: &Source, request: &PrepareRequest) -> Result<(Option<String>, O
 
 /// A copy of the source's index that git has brought up to date and made plain: no split, sparse
 /// or monitored parts. Its time goes along, because git distrusts files that are as young.
-fn copy_index(source: &Source, to: &Path) -> Result<()> {
+fn copy_index(source: &Source, to: &Path, objects: &Path) -> Result<()> {
     let from = source.git_path("index")?;
     match File::open(&from) {
         Ok(mut file) => {
@@ -317,7 +318,8 @@ fn copy_index(source: &Source, to: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(WorkspaceError::io("read", from, e)),
     }
-    let git = source.git.clone().index(to);
+    // Making a sparse index whole can make objects.
+    let git = source.writing_to(objects)?.index(to);
     let args =
         ["update-index", "--index-version", "2", "-q", "--unmerged", "--force-write-index", "--refresh"];
     git.output(&args, 1 << 20)?;

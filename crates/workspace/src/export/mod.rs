@@ -10,7 +10,6 @@ mod receive;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +20,7 @@ use self::base::{Base, arguments};
 use self::links::Links;
 use self::receive::{Change, Changes, Store, refused};
 use crate::git::Git;
-use crate::source::{LISTING_CAP, Source, object_id};
+use crate::source::{LISTING_CAP, Source, object_id, quoted};
 use crate::{Result, WorkspaceError};
 
 /// The most that is taken from a guest.
@@ -81,8 +80,8 @@ impl Export {
         let alternates = git_dir.join("objects/info/alternates");
         let info = git_dir.join("objects/info");
         std::fs::create_dir_all(&info).map_err(|e| WorkspaceError::io("make", &info, e))?;
-        std::fs::write(&alternates, quoted(objects.as_os_str().as_bytes()))
-            .map_err(|e| WorkspaceError::io("write", &alternates, e))?;
+        let line = [quoted(&objects), b"\n".to_vec()].concat();
+        std::fs::write(&alternates, line).map_err(|e| WorkspaceError::io("write", &alternates, e))?;
         Ok(Self { source, base, scratch: scratch.to_owned(), git })
     }
 
@@ -253,18 +252,4 @@ impl Export {
     fn odd(&self, verb: &str) -> WorkspaceError {
         WorkspaceError::GitAnswer { verb: verb.to_owned(), repository: self.source.top.clone() }
     }
-}
-
-/// A path as a line of `objects/info/alternates` (gitrepository-layout(5)), quoted as git does.
-fn quoted(path: &[u8]) -> Vec<u8> {
-    let mut line = b"\"".to_vec();
-    for byte in path {
-        match byte {
-            b'"' | b'\\' => line.extend([b'\\', *byte]),
-            0..=31 | 127 => line.extend(format!("\\{byte:03o}").into_bytes()),
-            _ => line.push(*byte),
-        }
-    }
-    line.extend(b"\"\n");
-    line
 }

@@ -160,8 +160,9 @@ pub(crate) struct Store {
 impl Store {
     /// A store behind `git`, a bare repository of our own; `scratch` holds its table of marks.
     pub(crate) fn new(git: &Git, scratch: &Path) -> Self {
-        // Larger contents than this are streamed into the pack instead of held.
-        let git = git.clone().setting("core.bigFileThreshold=1m");
+        // Larger contents are streamed instead of held; and all stay in a pack, since unpacking
+        // them would touch what the source has already.
+        let git = git.clone().setting("core.bigFileThreshold=1m").setting("fastimport.unpackLimit=0");
         Self { git, marks: scratch.join("marks"), run: None, count: 0 }
     }
 

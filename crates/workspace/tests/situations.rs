@@ -1,0 +1,505 @@
+//! The guest's `git status` says what the host's says, in many situations.
+#![allow(missing_docs, reason = "a test")]
+
+#[allow(dead_code, reason = "shared by several tests")]
+mod support;
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{commit, export, fingerprint, git, prepare, put, repository, request, status, try_git};
+use tempfile::TempDir;
+
+/// A repository in some situation: the path to prepare, and what keeps it alive.
+type Given = (PathBuf, Vec<TempDir>);
+
+fn given(make: impl Fn(&Path)) -> Given {
+    let repo = repository();
+    make(repo.path());
+    (repo.path().to_owned(), vec![repo])
+}
+
+fn bare(args: &[&str]) -> Given {
+    let dir = tempfile::tempdir().unwrap();
+    git(dir.path(), &[&["init", "-q"], args].concat());
+    (dir.path().to_owned(), vec![dir])
+}
+
+fn cloned(args: &[&str]) -> Given {
+    let repo = repository();
+    for n in 0..3 {
+        put(repo.path(), "a", format!("{n}\n"));
+        commit(repo.path(), "more");
+    }
+    git(repo.path(), &["config", "uploadpack.allowFilter", "true"]);
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", repo.path().display());
+    let to = dir.path().join("clone");
+    git(dir.path(), &[&["clone", "-q"], args, &[&url, "clone"]].concat());
+    put(&to, "a", "changed here\n");
+    (to, vec![dir, repo])
+}
+
+fn conflict(repo: &Path, other: impl Fn(&Path), ours: impl Fn(&Path)) {
+    git(repo, &["checkout", "-q", "-b", "other"]);
+    other(repo);
+    commit(repo, "other");
+    git(repo, &["checkout", "-q", "main"]);
+    ours(repo);
+    commit(repo, "ours");
+    assert!(!try_git(repo, &["merge", "-q", "other"]).status.success());
+}
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+fn touch(path: &Path, when: &str) {
+    assert!(Command::new("touch").args(["-h", "-d", when]).arg(path).status().unwrap().success());
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn situations() -> Vec<(&'static str, Given)> {
+    vec![
+        ("clean", given(|_| {})),
+        ("modified", given(|r| put(r, "a", "x\n"))),
+        ("same size modified", given(|r| put(r, "a", "eno\n"))),
+        (
+            "staged",
+            given(|r| {
+                put(r, "a", "x\n");
+                git(r, &["add", "a"]);
+            }),
+        ),
+        (
+            "staged and modified",
+            given(|r| {
+                put(r, "a", "x\n");
+                git(r, &["add", "a"]);
+                put(r, "a", "y\n");
+            }),
+        ),
+        (
+            "staged and restored",
+            given(|r| {
+                put(r, "a", "x\n");
+                git(r, &["add", "a"]);
+                put(r, "a", "one\n");
+            }),
+        ),
+        (
+            "added",
+            given(|r| {
+                put(r, "n/e/w", "x\n");
+                git(r, &["add", "n"]);
+            }),
+        ),
+        (
+            "added and deleted",
+            given(|r| {
+                put(r, "n", "x\n");
+                git(r, &["add", "n"]);
+                std::fs::remove_file(r.join("n")).unwrap();
+            }),
+        ),
+        ("deleted", given(|r| std::fs::remove_file(r.join("a")).unwrap())),
+        ("deleted directory", given(|r| std::fs::remove_dir_all(r.join("d")).unwrap())),
+        (
+            "deletion staged",
+            given(|r| {
+                git(r, &["rm", "-q", "a"]);
+            }),
+        ),
+        (
+            "removed from the index only",
+            given(|r| {
+                git(r, &["rm", "-q", "--cached", "a"]);
+            }),
+        ),
+        (
+            "renamed",
+            given(|r| {
+                git(r, &["mv", "a", "z"]);
+            }),
+        ),
+        (
+            "renamed and modified",
+            given(|r| {
+                git(r, &["mv", "d", "z"]);
+                put(r, "z/b", "two\nmore\n");
+            }),
+        ),
+        ("mode", given(|r| chmod(&r.join("a"), 0o755))),
+        (
+            "mode staged",
+            given(|r| {
+                chmod(&r.join("a"), 0o755);
+                git(r, &["add", "a"]);
+            }),
+        ),
+        (
+            "mode staged and taken back",
+            given(|r| {
+                git(r, &["update-index", "--chmod=+x", "a"]);
+            }),
+        ),
+        (
+            "modes ignored",
+            given(|r| {
+                git(r, &["config", "core.fileMode", "false"]);
+                chmod(&r.join("a"), 0o755);
+            }),
+        ),
+        (
+            "intent to add",
+            given(|r| {
+                put(r, "n", "x\n");
+                git(r, &["add", "-N", "n"]);
+            }),
+        ),
+        ("untracked", given(|r| put(r, "u/n\nv", "x\n"))),
+        (
+            "ignored",
+            given(|r| {
+                put(r, "x.o", "");
+                put(r, "build/y", "");
+                put(r, "d/.gitignore", "*\n!b\n");
+                put(r, "d/z", "");
+            }),
+        ),
+        (
+            "tracked though ignored",
+            given(|r| {
+                put(r, "t.o", "");
+                git(r, &["add", "-f", "t.o"]);
+                put(r, "u.o", "");
+            }),
+        ),
+        (
+            "excluded at home",
+            given(|r| {
+                put(r, ".git/info/exclude", "/u");
+                put(r, "u", "");
+                put(r, "v", "");
+            }),
+        ),
+        ("content conflict", given(|r| conflict(r, |r| put(r, "a", "x\n"), |r| put(r, "a", "y\n")))),
+        (
+            "modify/delete conflict",
+            given(|r| conflict(r, |r| put(r, "a", "x\n"), |r| std::fs::remove_file(r.join("a")).unwrap())),
+        ),
+        ("add/add conflict", given(|r| conflict(r, |r| put(r, "n", "x\n"), |r| put(r, "n", "y\n")))),
+        (
+            "merge resolved",
+            given(|r| {
+                conflict(r, |r| put(r, "a", "x\n"), |r| put(r, "a", "y\n"));
+                put(r, "a", "z\n");
+                git(r, &["add", "a"]);
+            }),
+        ),
+        (
+            "detached",
+            given(|r| {
+                git(r, &["checkout", "-q", "--detach"]);
+                put(r, "a", "x\n");
+            }),
+        ),
+        ("no commit", bare(&[])),
+        ("no commit, staged", {
+            let g = bare(&[]);
+            put(&g.0, "s", "x");
+            git(&g.0, &["add", "s"]);
+            put(&g.0, "s", "y");
+            put(&g.0, "u", "");
+            g
+        }),
+        (
+            "file became a link",
+            given(|r| {
+                std::fs::remove_file(r.join("a")).unwrap();
+                symlink("d/b", r.join("a")).unwrap();
+            }),
+        ),
+        (
+            "link became a file",
+            given(|r| {
+                symlink("a", r.join("l")).unwrap();
+                commit(r, "l");
+                std::fs::remove_file(r.join("l")).unwrap();
+                put(r, "l", "a");
+            }),
+        ),
+        (
+            "dangling link",
+            given(|r| {
+                symlink("/no/where", r.join("l")).unwrap();
+                commit(r, "l");
+                symlink("gone", r.join("m")).unwrap();
+            }),
+        ),
+        (
+            "directory became a link",
+            given(|r| {
+                git(r, &["mv", "d", "real"]);
+                git(r, &["reset", "-q", "--hard"]);
+                std::fs::rename(r.join("d"), r.join("moved")).unwrap();
+                symlink("moved", r.join("d")).unwrap();
+            }),
+        ),
+        (
+            "file became a directory",
+            given(|r| {
+                std::fs::remove_file(r.join("a")).unwrap();
+                put(r, "a/x", "");
+            }),
+        ),
+        (
+            "directory became a file",
+            given(|r| {
+                std::fs::remove_dir_all(r.join("d")).unwrap();
+                put(r, "d", "");
+            }),
+        ),
+        (
+            "assumed unchanged",
+            given(|r| {
+                git(r, &["update-index", "--assume-unchanged", "a"]);
+                put(r, "a", "hidden\n");
+            }),
+        ),
+        (
+            "skipped",
+            given(|r| {
+                git(r, &["update-index", "--skip-worktree", "a", "d/b"]);
+                std::fs::remove_file(r.join("d/b")).unwrap();
+                put(r, "a", "hidden\n");
+            }),
+        ),
+        (
+            "sparse",
+            given(|r| {
+                git(r, &["sparse-checkout", "set", "--no-cone", "/a"]);
+                put(r, "a", "x\n");
+            }),
+        ),
+        (
+            "sparse cone and index",
+            given(|r| {
+                git(r, &["sparse-checkout", "set", "--cone", "--sparse-index", "d/e"]);
+                put(r, "d/e/c", "x\n");
+            }),
+        ),
+        (
+            "split index",
+            given(|r| {
+                git(r, &["update-index", "--split-index"]);
+                put(r, "a", "x\n");
+                git(r, &["add", "a"]);
+            }),
+        ),
+        (
+            "untracked cache",
+            given(|r| {
+                git(r, &["update-index", "--untracked-cache"]);
+                git(r, &["status"]);
+                put(r, "u", "");
+            }),
+        ),
+        (
+            "index version 4",
+            given(|r| {
+                git(r, &["update-index", "--index-version", "4"]);
+                put(r, "d/b", "x\n");
+            }),
+        ),
+        (
+            "fsmonitor set",
+            given(|r| {
+                git(r, &["config", "core.fsmonitor", "false; touch ran"]);
+                put(r, "a", "x\n");
+            }),
+        ),
+        ("touched only", given(|r| touch(&r.join("a"), "2001-02-03"))),
+        (
+            "old and future times",
+            given(|r| {
+                touch(&r.join("a"), "1960-01-01");
+                touch(&r.join("d/b"), "2040-01-01");
+                git(r, &["status"]);
+            }),
+        ),
+        (
+            "same size, same time",
+            given(|r| {
+                touch(&r.join("a"), "2001-02-03");
+                git(r, &["add", "a"]);
+                std::thread::sleep(std::time::Duration::from_millis(1100));
+                put(r, "a", "eno\n");
+                touch(&r.join("a"), "2001-02-03");
+            }),
+        ),
+        (
+            "line ends by attribute",
+            given(|r| {
+                put(r, ".gitattributes", "*.txt text eol=crlf\n");
+                put(r, "t.txt", "a\r\nb\r\n");
+                commit(r, "t");
+                put(r, "u.txt", "c\r\n");
+            }),
+        ),
+        (
+            "line ends by setting",
+            given(|r| {
+                git(r, &["config", "core.autocrlf", "true"]);
+                put(r, "t", "a\r\nb\r\n");
+                commit(r, "t");
+                touch(&r.join("t"), "2001-02-03");
+                put(r, "a", "one\r\n");
+            }),
+        ),
+        (
+            "attributes at home",
+            given(|r| {
+                put(r, ".git/info/attributes", "t text eol=crlf\n");
+                put(r, "t", "a\r\n");
+                commit(r, "t");
+                touch(&r.join("t"), "2001-02-03");
+            }),
+        ),
+        (
+            "clean and smudge programs",
+            given(|r| {
+                git(r, &["config", "filter.up.clean", "tr a-z A-Z"]);
+                git(r, &["config", "filter.up.smudge", "tr A-Z a-z"]);
+                put(r, ".gitattributes", "*.up filter=up\n");
+                put(r, "f.up", "loud\n");
+                put(r, "g.up", "loud\n");
+                touch(&r.join("f.up"), "2001-02-03");
+                commit(r, "filtered");
+                put(r, "g.up", "other\n");
+            }),
+        ),
+        ("linked worktree", {
+            let mut g = given(|_| {});
+            let d = tempfile::tempdir().unwrap();
+            let w = d.path().join("w");
+            git(&g.0, &["worktree", "add", "-q", "-b", "side", w.to_str().unwrap()]);
+            put(&w, "a", "x\n");
+            g.0 = w;
+            g.1.push(d);
+            g
+        }),
+        ("separate git directory", {
+            let d = tempfile::tempdir().unwrap();
+            let r = d.path().join("r");
+            std::fs::create_dir(&r).unwrap();
+            git(&r, &["init", "-q", "--separate-git-dir", "../g"]);
+            put(&r, "a", "x");
+            commit(&r, "a");
+            put(&r, "b", "");
+            (r, vec![d])
+        }),
+        ("alternates", cloned(&["--shared"])),
+        ("shallow clone", cloned(&["--depth", "2"])),
+        ("partial clone", cloned(&["--filter=blob:none"])),
+        ("partial and sparse clone", cloned(&["--filter=blob:none", "--sparse"])),
+        ("clone without a checkout", cloned(&["--no-checkout"])),
+        ("sha256", {
+            let g = bare(&["--object-format=sha256"]);
+            put(&g.0, "a", "x\n");
+            commit(&g.0, "a");
+            put(&g.0, "a", "y\n");
+            g
+        }),
+        ("reftable", {
+            let g = bare(&["--ref-format=reftable"]);
+            put(&g.0, "a", "x\n");
+            commit(&g.0, "a");
+            put(&g.0, "a", "y\n");
+            g
+        }),
+        (
+            "odd branch",
+            given(|r| {
+                git(r, &["checkout", "-q", "-b", "feature/x\"y"]);
+                git(r, &["config", "user.name", "q\"u\\o#;te"]);
+            }),
+        ),
+        (
+            "odd names",
+            given(|r| {
+                for n in [&b"-n"[..], b"a\nb", b"q\"", b"\xff", b" ", b":x"] {
+                    put(r, n, "1");
+                }
+                git(r, &["add", "-A"]);
+                put(r, b"\xff", "2");
+            }),
+        ),
+        (
+            "nested repository",
+            given(|r| {
+                std::fs::create_dir(r.join("sub")).unwrap();
+                git(&r.join("sub"), &["init", "-q"]);
+                put(r, "sub/f", "");
+            }),
+        ),
+        (
+            "long history",
+            given(|r| {
+                for n in 0..15 {
+                    put(r, "a", format!("{n}"));
+                    commit(r, "n");
+                }
+            }),
+        ),
+        (
+            "stash and notes",
+            given(|r| {
+                put(r, "a", "x\n");
+                git(r, &["stash", "-q"]);
+                put(r, "a", "y\n");
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn the_guest_sees_what_the_developer_sees() {
+    let mut wrong = Vec::new();
+    let all = situations();
+    assert!(all.len() >= 60, "{}", all.len());
+    for (name, (path, _alive)) in all {
+        let before = fingerprint(&path);
+        let mut asked = request(&path);
+        asked.include_untracked = true;
+        let guest = match prepare(&asked) {
+            Ok(guest) => guest,
+            Err(e) => {
+                wrong.push(format!("{name}: {e}"));
+                continue;
+            }
+        };
+        let changed: Vec<_> = fingerprint(&path).into_iter().filter(|l| !before.contains(l)).collect();
+        let (host, mine) = (status(&path), status(guest.path()));
+        // Given another repository within, git would not add it either.
+        let host: String = host.lines().filter(|l| *l != "? sub/").map(|l| format!("{l}\n")).collect();
+        if host != mine {
+            wrong.push(format!("{name}: host\n{host}guest\n{mine}"));
+        }
+        if !changed.is_empty() {
+            wrong.push(format!("{name}: source written: {changed:?}"));
+        }
+        let fsck = try_git(guest.path(), &["fsck", "--no-dangling", "--no-progress"]);
+        if !fsck.status.success() {
+            wrong.push(format!("{name}: {}", String::from_utf8_lossy(&fsck.stderr)));
+        }
+        if guest.path().join(".git/objects/info/alternates").exists() || !guest.path().join(".git").is_dir() {
+            wrong.push(format!("{name}: leans on the host"));
+        }
+        if let Err(e) = export(&path, &guest.captured.base_commit, guest.path()) {
+            wrong.push(format!("{name}: export: {e}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
