@@ -18,7 +18,7 @@ use crate::{build, space, tree};
 
 const SUFFIX: &str = ".sqfs";
 /// Work directories in the scratch directory.
-const PREFIX: &str = "image-";
+pub(crate) const PREFIX: &str = "image-";
 const CHUNK: usize = 1 << 20;
 
 /// What to build.

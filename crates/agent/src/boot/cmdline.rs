@@ -64,9 +64,11 @@ mod tests {
 
     #[test]
     fn a_missing_or_empty_key_is_named() {
-        for (line, key) in
-            [("banger.basefs=squashfs", "banger.base="), ("banger.base= banger.basefs=x", "banger.base="), ("banger.base=vda", "banger.basefs=")]
-        {
+        for (line, key) in [
+            ("banger.basefs=squashfs", "banger.base="),
+            ("banger.base= banger.basefs=x", "banger.base="),
+            ("banger.base=vda", "banger.basefs="),
+        ] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.ends_with(&format!(" {key}")), "{line}: {error}");
         }

@@ -19,7 +19,10 @@ pub(super) fn find(wanted: &str) -> Result<PathBuf> {
             return Ok(Path::new("/dev").join(name));
         }
         if Instant::now() >= deadline {
-            return Err(BootError::Missing(format!("there is no disk '{wanted}' among {}", describe(&disks))));
+            return Err(BootError::Missing(format!(
+                "there is no disk '{wanted}' among {}",
+                describe(&disks)
+            )));
         }
         std::thread::sleep(PAUSE);
     }
@@ -46,7 +49,9 @@ fn scan(sys_block: &Path) -> Vec<Disk> {
 /// A serial wins over a name, since the host chose it.
 fn choose<'a>(disks: &'a [Disk], wanted: &str) -> Option<&'a str> {
     let by = |matches: fn(&Disk, &str) -> bool| disks.iter().find(|disk| matches(disk, wanted));
-    by(|disk, wanted| disk.1 == wanted).or_else(|| by(|disk, wanted| disk.0 == wanted)).map(|disk| disk.0.as_str())
+    by(|disk, wanted| disk.1 == wanted)
+        .or_else(|| by(|disk, wanted| disk.0 == wanted))
+        .map(|disk| disk.0.as_str())
 }
 
 fn describe(disks: &[Disk]) -> String {
@@ -65,7 +70,9 @@ mod tests {
     fn a_disk_is_found_by_serial_then_by_name() {
         // Given two disks, one with the other's name as its serial
         let dir = tempfile::tempdir().unwrap();
-        for (name, serial) in [("vda", Some("system\n")), ("vdb", Some("vda\n")), ("loop0", None), ("sda", None)] {
+        for (name, serial) in
+            [("vda", Some("system\n")), ("vdb", Some("vda\n")), ("loop0", None), ("sda", None)]
+        {
             std::fs::create_dir(dir.path().join(name)).unwrap();
             if let Some(serial) = serial {
                 std::fs::write(dir.path().join(name).join("serial"), serial).unwrap();

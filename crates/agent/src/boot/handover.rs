@@ -23,8 +23,14 @@ pub(super) const MODULES_FD: &str = "BANGER_MODULES_FD";
 /// The server's cgroup: beside systemd's, which would else take the server into its own init.scope.
 const CGROUP: &str = "/sys/fs/cgroup/banger-agent";
 /// Where images keep their init, in the order in which the kernel and distributions look.
-const INITS: &[&str] =
-    &["/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/etc/init", "/bin/init"];
+const INITS: &[&str] = &[
+    "/sbin/init",
+    "/usr/sbin/init",
+    "/lib/systemd/systemd",
+    "/usr/lib/systemd/systemd",
+    "/etc/init",
+    "/bin/init",
+];
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How often the server may die within [`RESTART_WINDOW`] before the machine is given up.
@@ -36,7 +42,8 @@ pub(super) fn start_server(modules: Option<&ModuleDir>) -> Result<u32> {
     let mut server = Command::new("/proc/self/exe");
     server.arg0(SERVER_ARG0).env_clear().env("PATH", PATH);
     if let Some(dir) = modules {
-        rustix::io::fcntl_setfd(dir.fd(), FdFlags::empty()).map_err(BootError::os("leave the modules to the server"))?;
+        rustix::io::fcntl_setfd(dir.fd(), FdFlags::empty())
+            .map_err(BootError::os("leave the modules to the server"))?;
         server.env(MODULES_FD, dir.fd().as_raw_fd().to_string());
     }
     let child = server.spawn().map_err(BootError::os("start the agent"));
@@ -67,7 +74,8 @@ pub(super) fn become_init(init: &str, server: u32) -> BootError {
 
 /// Process 1 for good. The signals are those of systemd(1), busybox's and sysvinit's tools.
 pub(super) fn stay(mut server: u32, modules: Option<&ModuleDir>) -> ! {
-    let power_off = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGPWR, sys::realtime_signal(3), sys::realtime_signal(4)];
+    let power_off =
+        [libc::SIGUSR1, libc::SIGUSR2, libc::SIGPWR, sys::realtime_signal(3), sys::realtime_signal(4)];
     let reboot = [libc::SIGTERM, libc::SIGINT, sys::realtime_signal(5)];
     let all: Vec<i32> = [libc::SIGCHLD].iter().chain(&power_off).chain(&reboot).copied().collect();
     let signals = match sys::SignalSet::of(&all).and_then(|set| set.block().map(|()| set)) {
@@ -111,7 +119,8 @@ fn reap(server: u32) -> bool {
 /// Ends all processes, then the machine; everything written before is on the disks.
 fn end(how: RebootCommand) -> ! {
     rustix::fs::sync();
-    for (signal, grace) in [(libc::SIGTERM, Duration::from_secs(2)), (libc::SIGKILL, Duration::from_secs(2))] {
+    for (signal, grace) in [(libc::SIGTERM, Duration::from_secs(2)), (libc::SIGKILL, Duration::from_secs(2))]
+    {
         let _ = sys::kill(-1, signal);
         let deadline = Instant::now() + grace;
         while others_live() && Instant::now() < deadline {

@@ -171,7 +171,10 @@ pub fn add_entropy(bytes: &[u8]) -> Result<(), BootError> {
         let message = format!("{} random bytes are more than {}", bytes.len(), sys::ENTROPY_MAX);
         return Err(BootError::Invalid(message));
     }
-    let pool = std::fs::File::options().write(true).open("/dev/random").map_err(BootError::os("open /dev/random"))?;
+    let pool = std::fs::File::options()
+        .write(true)
+        .open("/dev/random")
+        .map_err(BootError::os("open /dev/random"))?;
     sys::add_entropy(&pool, bytes).map_err(BootError::os("credit random bytes"))
 }
 

@@ -28,7 +28,8 @@ impl ModuleDir {
 
     /// Takes over the one that process 1 left open.
     pub(super) fn from_fd(fd: OwnedFd) -> Result<Self> {
-        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(BootError::os("keep the module directory"))?;
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)
+            .map_err(BootError::os("keep the module directory"))?;
         Ok(Self(fd))
     }
 
@@ -62,7 +63,8 @@ impl ModuleDir {
 
     fn list(&self) -> Result<String> {
         let mut text = String::new();
-        match rustix::fs::openat(self.0.as_fd(), list_name(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        match rustix::fs::openat(self.0.as_fd(), list_name(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        {
             Ok(fd) => File::from(fd)
                 .take(LIST_MAX)
                 .read_to_string(&mut text)
@@ -87,7 +89,8 @@ fn list_name() -> &'static str {
 fn files<'a>(list: &'a str, stage: &str) -> Result<Vec<&'a str>> {
     let mut found = Vec::new();
     for line in list.lines().filter(|line| !line.is_empty()) {
-        let bad = || BootError::Invalid(format!("the list of modules has a bad line '{}'", line.escape_debug()));
+        let bad =
+            || BootError::Invalid(format!("the list of modules has a bad line '{}'", line.escape_debug()));
         let (word, file) = line.split_once(' ').ok_or_else(bad)?;
         if file.is_empty() || file.contains(['/', ' ']) {
             return Err(bad());

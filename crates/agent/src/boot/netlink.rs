@@ -38,7 +38,12 @@ impl Netlink {
     /// Opens one.
     pub(super) fn open() -> io::Result<Self> {
         // Protocol 0 is NETLINK_ROUTE.
-        Ok(Self(rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?))
+        Ok(Self(rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?))
     }
 
     /// Sets an interface up, with this MTU if given.

@@ -33,7 +33,9 @@ pub(super) fn configure(config: &NetworkConfig) -> Result<()> {
     loopback_up(&netlink)?;
     let device = find_device(Path::new("/sys/class/net"), &plan.mac)?;
     let index = index_of(&device)?;
-    netlink.up(index, Some(plan.mtu)).map_err(BootError::os(format!("bring {device} up with MTU {}", plan.mtu)))?;
+    netlink
+        .up(index, Some(plan.mtu))
+        .map_err(BootError::os(format!("bring {device} up with MTU {}", plan.mtu)))?;
     netlink
         .address(index, plan.address, plan.prefix)
         .map_err(BootError::os(format!("give {device} the address {}/{}", plan.address, plan.prefix)))?;
@@ -56,19 +58,33 @@ fn loopback_up(netlink: &Netlink) -> Result<()> {
 }
 
 fn plan(config: &NetworkConfig) -> Result<Plan> {
-    let bad = |what: &str, value: &str| BootError::Invalid(format!("'{}' is not {what}", value.escape_debug()));
-    let (address, prefix) =
-        config.address.split_once('/').ok_or_else(|| bad("an address with its prefix length", &config.address))?;
+    let bad =
+        |what: &str, value: &str| BootError::Invalid(format!("'{}' is not {what}", value.escape_debug()));
+    let (address, prefix) = config
+        .address
+        .split_once('/')
+        .ok_or_else(|| bad("an address with its prefix length", &config.address))?;
     let ip = |text: &str| text.parse::<Ipv4Addr>().map_err(|_| bad("an IPv4 address", text));
-    let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(|| bad("a prefix length", prefix))?;
+    let prefix =
+        prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(|| bad("a prefix length", prefix))?;
     let mac = config.mac.to_ascii_lowercase();
     if mac.len() != 17 || !mac.bytes().all(|b| b.is_ascii_hexdigit() || b == b':') {
         return Err(bad("a MAC address", &config.mac));
     }
-    let servers: Vec<String> =
-        config.dns.iter().map(|server| ip(server).map(|ip| format!("nameserver {ip}\n"))).collect::<Result<_>>()?;
+    let servers: Vec<String> = config
+        .dns
+        .iter()
+        .map(|server| ip(server).map(|ip| format!("nameserver {ip}\n")))
+        .collect::<Result<_>>()?;
     let resolv_conf = (!servers.is_empty()).then(|| servers.concat());
-    Ok(Plan { mac, address: ip(address)?, prefix, gateway: ip(&config.gateway)?, resolv_conf, mtu: config.mtu })
+    Ok(Plan {
+        mac,
+        address: ip(address)?,
+        prefix,
+        gateway: ip(&config.gateway)?,
+        resolv_conf,
+        mtu: config.mtu,
+    })
 }
 
 fn find_device(class_net: &Path, mac: &str) -> Result<String> {

@@ -92,7 +92,13 @@ pub(super) fn furnish() -> Result<()> {
 pub(super) fn mount_modules(device: &Path) -> Result<()> {
     make_dir("/lib", 0o755)?;
     make_dir("/lib/modules", 0o755)?;
-    attach(device, "/lib/modules", "squashfs", MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID, "")
+    attach(
+        device,
+        "/lib/modules",
+        "squashfs",
+        MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID,
+        "",
+    )
 }
 
 /// Makes a directory unless there is one, whatever the umask.
@@ -107,12 +113,14 @@ fn make_dir(path: &str, mode: u32) -> Result<()> {
 
 fn copy_root_mode(from: &str, to: &str) -> Result<()> {
     let metadata = std::fs::metadata(from).map_err(BootError::os(format!("read {from}")))?;
-    std::fs::set_permissions(to, metadata.permissions()).map_err(BootError::os(format!("set the mode of {to}")))
+    std::fs::set_permissions(to, metadata.permissions())
+        .map_err(BootError::os(format!("set the mode of {to}")))
 }
 
 fn attach(source: impl AsRef<Path>, target: &str, fs: &str, flags: MountFlags, options: &str) -> Result<()> {
     let source = source.as_ref();
-    let data = CString::new(options).map_err(|_| BootError::Invalid("mount options with a zero byte".into()))?;
+    let data =
+        CString::new(options).map_err(|_| BootError::Invalid("mount options with a zero byte".into()))?;
     mount(source, target, fs, flags, data.as_c_str())
         .map_err(BootError::os(format!("mount {} ({fs}) at {target}", source.display())))
 }

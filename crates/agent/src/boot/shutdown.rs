@@ -35,7 +35,10 @@ pub(super) fn begin(mode: ShutdownMode) -> Result<()> {
                 if status.success() {
                     Ok(())
                 } else {
-                    Err(BootError::Missing(format!("{program} could not tell {} to end ({status})", comm.trim())))
+                    Err(BootError::Missing(format!(
+                        "{program} could not tell {} to end ({status})",
+                        comm.trim()
+                    )))
                 }
             }),
     }
@@ -66,7 +69,10 @@ mod tests {
         let off = |comm, exe, agent| way(comm, Path::new(exe), agent, ShutdownMode::PowerOff);
         let reboot = |comm, exe, agent| way(comm, Path::new(exe), agent, ShutdownMode::Reboot);
         assert_eq!(off("systemd", "/usr/lib/systemd/systemd", false), Way::Signal(sys::realtime_signal(4)));
-        assert_eq!(reboot("systemd", "/usr/lib/systemd/systemd", false), Way::Signal(sys::realtime_signal(5)));
+        assert_eq!(
+            reboot("systemd", "/usr/lib/systemd/systemd", false),
+            Way::Signal(sys::realtime_signal(5))
+        );
         assert_eq!(off("init", "/bin/busybox", false), Way::Signal(libc::SIGUSR2));
         assert_eq!(reboot("init", "/bin/busybox", false), Way::Signal(libc::SIGTERM));
         assert_eq!(off("init", "/sbin/init", false), Way::Program("poweroff"));

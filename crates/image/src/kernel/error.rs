@@ -1,10 +1,11 @@
 //! Everything that can go wrong with a kernel, and how it is told to users.
 //! Must never swallow what a tool said: its last line travels in the error.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use banger_model::{Error, ErrorCode, KernelName};
+
+use crate::error::ImageError;
 
 /// A failure of this crate's kernel side.
 #[derive(Debug, thiserror::Error)]
@@ -43,14 +44,6 @@ pub enum KernelError {
         /// The candidates, relative to the directory.
         found: Vec<String>,
     },
-    /// The source is not what it should be.
-    #[error("cannot import {}: {reason}", path.display())]
-    BadSource {
-        /// The file or directory.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
     /// The kernel has a driver neither built in nor as a module.
     #[error("kernel {release} has no '{module}', neither built in nor as a module")]
     MissingModule {
@@ -59,27 +52,11 @@ pub enum KernelError {
         /// The driver, as a module name.
         module: String,
     },
-    /// A program that is needed is not installed.
-    #[error("{tool} is not installed")]
-    ToolMissing {
-        /// The program.
-        tool: &'static str,
-        /// The Debian package that has it.
-        package: &'static str,
-    },
     /// There is no apt here, or its sources do not have the package.
     #[error("{message}")]
     NoPackage {
         /// One sentence.
         message: String,
-    },
-    /// A program failed.
-    #[error("{tool} failed: {line}")]
-    ToolFailed {
-        /// The program.
-        tool: &'static str,
-        /// Its last line that says why.
-        line: String,
     },
     /// A stored kernel is not complete.
     #[error("kernel '{name}' is damaged: {reason}")]
@@ -89,37 +66,13 @@ pub enum KernelError {
         /// What is wrong.
         reason: String,
     },
-    /// The caller asked to stop.
-    #[error("{what} was cancelled")]
-    Cancelled {
-        /// What was.
-        what: &'static str,
-    },
-    /// The host failed.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried, such as `read`.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
+    /// What kernels have in common with images: tools, files, cancellation.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 /// Result with [`KernelError`].
-pub type Result<T, E = KernelError> = std::result::Result<T, E>;
-
-impl KernelError {
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-
-    pub(crate) fn bad_source(path: &Path, reason: impl Into<String>) -> Self {
-        Self::BadSource { path: path.to_owned(), reason: reason.into() }
-    }
-}
+pub(crate) type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 impl From<KernelError> for Error {
     fn from(error: KernelError) -> Self {
@@ -141,29 +94,22 @@ impl From<KernelError> for Error {
             KernelError::Several { .. } => {
                 (ErrorCode::InvalidArgument, Some("leave only one of them in the directory".to_owned()))
             }
-            KernelError::BadSource { .. } => (ErrorCode::InvalidArgument, None),
+            KernelError::Image(inner) => return inner.into(),
             KernelError::MissingModule { .. } => (
                 ErrorCode::Unsupported,
-                Some("'banger kernel pull debian-cloud' brings a kernel that has all that is needed".to_owned()),
-            ),
-            KernelError::ToolMissing { package, .. } => (
-                ErrorCode::Unavailable,
-                Some(format!("install the package {package}, for example with: sudo apt-get install {package}")),
+                Some(
+                    "'banger kernel pull debian-cloud' brings a kernel that has all that is needed"
+                        .to_owned(),
+                ),
             ),
             KernelError::NoPackage { .. } => (
                 ErrorCode::Unavailable,
                 Some("take a kernel from a directory with: banger kernel import NAME DIR".to_owned()),
             ),
-            KernelError::ToolFailed { .. } => (ErrorCode::Unavailable, None),
             KernelError::Damaged { name, .. } => (
                 ErrorCode::ImageMissing,
                 Some(format!("delete it and fetch it again: banger kernel delete {name}")),
             ),
-            KernelError::Cancelled { .. } => (ErrorCode::Cancelled, None),
-            KernelError::Io { ref source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (ErrorCode::Unavailable, None),
-                _ => (ErrorCode::Internal, None),
-            },
         };
         Self { code, message, hint }
     }

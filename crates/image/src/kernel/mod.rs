@@ -1,8 +1,15 @@
 //! The store of kernels: one directory each, written in scratch and renamed into place, so that a reader sees
 //! a whole kernel or none. Must never modify a kernel in place, but for the initramfs cache beside it.
 
+mod debian;
 mod error;
+mod modules;
+mod source;
 mod store;
+#[cfg(test)]
+mod tests;
+mod tool;
+mod version;
 
 use std::path::PathBuf;
 
