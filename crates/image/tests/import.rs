@@ -234,6 +234,42 @@ fn an_archive_that_reaches_outside_is_refused_by_the_name_of_its_entry() {
 }
 
 #[test]
+fn long_links_survive_and_what_the_writer_would_drop_is_refused() {
+    let Some(lab) = lab() else { return };
+    let root = lab.path("root");
+    plant(&root);
+    let archive = lab.path("pax.tar");
+    let tar = |flags: &[&str]| {
+        let output =
+            Command::new("tar").arg("-C").arg(&root).args(flags).arg(&archive).args(["bin", "pipe"]).output();
+        assert!(output.unwrap().status.success());
+    };
+    tar(&["--format=pax", "-cf"]);
+    let image = lab.import(&archive).unwrap();
+    let long = "d".repeat(120);
+    assert!(lab.list(&image).contains(&format!("/bin/far -> /{long}/{long}\n")), "{}", lab.list(&image));
+    lab.files.remove(&image.digest).unwrap();
+
+    // The same names again: tar takes the last, the writer the first.
+    tar(&["--format=gnu", "-cf"]);
+    tar(&["-rf"]);
+    let error = lab.refused(&archive);
+    assert!(error.message.contains("is there twice"), "{error}");
+
+    let mut builder = tar::Builder::new(Vec::new());
+    for name in ["a", "a/b"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_data(&mut header, name, std::io::empty()).unwrap();
+    }
+    fs::write(&archive, builder.into_inner().unwrap()).unwrap();
+    assert!(lab.refused(&archive).message.contains("lies below 'a', which is no directory"));
+}
+
+#[test]
 fn a_squashfs_file_is_taken_as_it_is_once_it_proves_whole() {
     let Some(lab) = lab() else { return };
     let root = lab.path("root");

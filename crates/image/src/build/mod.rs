@@ -62,6 +62,22 @@ const DEVELOPMENT: [&str; 24] = [
 const ROOM: (u64, u64) = (1800 << 20, 600 << 20);
 const ROOM_MINIMAL: (u64, u64) = (700 << 20, 200 << 20);
 
+/// dpkg's options while it builds: no flushing, for a crash starts over anyway, and no documentation, which would be a
+/// fifth of the image. Packages that are installed in a guest later are whole.
+const DPKG: &str = "force-unsafe-io
+path-exclude=/usr/share/doc/*
+path-include=/usr/share/doc/*/copyright
+path-exclude=/usr/share/info/*
+path-exclude=/usr/share/lintian/*
+path-exclude=/usr/share/locale/*
+path-include=/usr/share/locale/locale.alias
+path-exclude=/usr/share/man/*
+";
+
+/// Makes the directories that the other hooks and some packages count on (update-alternatives fails without man1).
+const PREPARE: &str = r#"mkdir -p "$1/var/cache/apt/archives" "$1/etc/apt/apt.conf.d" "$1/etc/dpkg/dpkg.cfg.d"
+for section in 1 2 3 4 5 6 7 8; do mkdir -p "$1/usr/share/man/man$section"; done"#;
+
 /// Runs as the last step before packing, with the tree's path as `$1`. What is the host's (name, resolver, fetching
 /// options) or must be each machine's own (host keys) goes; timers that would fetch packages behind the user's back in
 /// every short-lived VM are masked.
@@ -70,6 +86,7 @@ cd "$1"
 rm -f etc/hostname etc/resolv.conf etc/ssh/ssh_host_*_key* etc/apt/apt.conf.d/00banger-build
 rm -f etc/dpkg/dpkg.cfg.d/00banger-build var/log/apt/* var/log/dpkg.log var/log/alternatives.log
 rm -f var/cache/apt/archives/*.deb var/lib/systemd/random-seed
+chmod 0755 var/cache/apt/archives
 mkdir -p etc/default etc/systemd/system
 echo LANG=C.UTF-8 > etc/default/locale
 for unit in apt-daily.timer apt-daily-upgrade.timer man-db.timer e2scrub_all.timer fstrim.timer; do
@@ -93,7 +110,7 @@ pub(crate) fn build(spec: &BuildSpec, dir: WorkDir, ctx: &Context<'_>) -> Result
     // The namespace's ids are not this user: they must be able to pass, not to read.
     let work = WorkDir::new(&temp, PREFIX, 0o711)?;
     let cache = Cache::open(&ctx.cache_dir, release)?;
-    let command = command(release, &packages, &work, &cache)?;
+    let command = command(release, &packages, &spec.include, &work, &cache)?;
     let mut job = Job::start_guarded("mmdebstrap", "mmdebstrap", &command)?;
     let stdout = job.take_stdout().ok_or_else(|| ImageError::ToolFailed {
         tool: "mmdebstrap",
@@ -106,7 +123,12 @@ pub(crate) fn build(spec: &BuildSpec, dir: WorkDir, ctx: &Context<'_>) -> Result
     // The tree goes by on a thread of its own while this one follows the talk. It ends with the pipe.
     let (copied, ended) = std::thread::scope(|scope| {
         let copy = scope.spawn(move || {
-            archive::copy(Path::new("the built tree"), &mut BufReader::new(stdout), &mut pipe, &|| {})
+            archive::copy(
+                Path::new("the built tree"),
+                &mut BufReader::with_capacity(1 << 18, stdout),
+                &mut pipe,
+                &|| {},
+            )
         });
         let ended = job.follow(WHAT, ctx.cancelled, |line| {
             tracing::debug!(line, "mmdebstrap");
@@ -164,7 +186,13 @@ fn is_open(dir: &Path) -> bool {
     })
 }
 
-fn command(release: &str, packages: &[&str], work: &WorkDir, cache: &Cache) -> Result<Command> {
+fn command(
+    release: &str,
+    packages: &[&str],
+    included: &[String],
+    work: &WorkDir,
+    cache: &Cache,
+) -> Result<Command> {
     let root = work.path();
     let write = |name: &str, text: String| {
         let path = root.join(name);
@@ -176,7 +204,7 @@ fn command(release: &str, packages: &[&str], work: &WorkDir, cache: &Cache) -> R
         std::os::unix::fs::symlink(target, &link).map_err(ImageError::io("make", &link))?;
     }
     write("apt.conf", format!("Acquire::Languages \"none\";\n{}", apt::fetching()))?;
-    write("dpkg.cfg", "force-unsafe-io\n".to_owned())?;
+    write("dpkg.cfg", DPKG.to_owned())?;
 
     let mut command = Command::new("mmdebstrap");
     command
@@ -189,7 +217,7 @@ fn command(release: &str, packages: &[&str], work: &WorkDir, cache: &Cache) -> R
         .arg(format!("--include={}", packages.join(",")))
         // Keep the downloads until they are copied out.
         .arg("--skip=essential/unlink")
-        .arg(r#"--setup-hook=mkdir -p "$1/var/cache/apt/archives" "$1/etc/apt/apt.conf.d" "$1/etc/dpkg/dpkg.cfg.d""#)
+        .arg(format!("--setup-hook={PREPARE}"))
         .arg("--setup-hook=upload apt.conf /etc/apt/apt.conf.d/00banger-build")
         .arg("--setup-hook=upload dpkg.cfg /etc/dpkg/dpkg.cfg.d/00banger-build")
         .arg("--setup-hook=sync-in before /var/cache/apt/archives")
@@ -197,6 +225,14 @@ fn command(release: &str, packages: &[&str], work: &WorkDir, cache: &Cache) -> R
         .arg(format!("--customize-hook={CUSTOMIZE}"))
         .args([release, "-"])
         .args(apt::sources(release));
+    if !included.is_empty() {
+        // A name that does not exist shows as soon as the lists are there, not when the base system is installed.
+        let check = format!(
+            r#"--extract-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq --simulate install {} >/dev/null"#,
+            included.join(" ")
+        );
+        command.arg(check);
+    }
     Ok(command)
 }
 
