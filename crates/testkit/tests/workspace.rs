@@ -145,14 +145,6 @@ fn paths_that_are_no_usable_repository_are_refused_before_anything_boots() {
         .ok()
         .done();
     refused(&bare, &["bare"]);
-    let unborn = sandbox.work("unborn");
-    banger_testkit::repo::git(&sandbox.root().join("work"))
-        .args(["init", "--quiet"])
-        .arg(&unborn)
-        .go()
-        .ok()
-        .done();
-    refused(&unborn, &["commit"]);
     let (repo, _) = dirty(&sandbox, "real");
     let from = sandbox
         .banger(["run", "--rm", "--image", "bare", "--from", "no-such-ref", "--branch", "b"])
