@@ -336,7 +336,7 @@ impl Stream {
         if let Some(event) = at.and_then(|at| inner.events.remove(at)) {
             match &event {
                 Incoming::Data(lane, data) => {
-                    self.took(&mut inner, *lane, u32::try_from(data.len()).unwrap_or(u32::MAX))
+                    self.took(&mut inner, *lane, u32::try_from(data.len()).unwrap_or(u32::MAX));
                 }
                 Incoming::Message(_) => inner.messages -= 1,
                 Incoming::Eof(_) => {}

@@ -38,7 +38,7 @@ pub(crate) fn pack(path: &ByteString, output: impl Write) -> Result<(), ArchiveE
             rustix::fs::open(given, flags, Mode::empty()).map_err(ArchiveError::file(path.as_bytes()))?;
         job.entry(EntryType::Directory, b"./", &meta_header(&meta), None, io::empty())
             .map_err(ArchiveError::file(path.as_bytes()))?;
-        job.directory(dir, b"", 0)?;
+        job.directory(&dir, b"", 0)?;
     } else {
         let name = given.file_name().map(|n| n.as_bytes().to_vec()).unwrap_or_default();
         let file = File::open(given).map_err(ArchiveError::file(path.as_bytes()))?;
@@ -80,9 +80,9 @@ struct Job<W: Write> {
 }
 
 impl<W: Write> Job<W> {
-    fn directory(&mut self, dir: OwnedFd, prefix: &[u8], depth: usize) -> Result<(), ArchiveError> {
+    fn directory(&mut self, dir: &OwnedFd, prefix: &[u8], depth: usize) -> Result<(), ArchiveError> {
         let mut names: Vec<Vec<u8>> = Vec::new();
-        for entry in Dir::read_from(&dir).map_err(ArchiveError::file(prefix))? {
+        for entry in Dir::read_from(dir).map_err(ArchiveError::file(prefix))? {
             let entry = entry.map_err(ArchiveError::file(prefix))?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
@@ -92,7 +92,7 @@ impl<W: Write> Job<W> {
         names.sort();
         for name in names {
             let path = [prefix, &name].concat();
-            match statat(&dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
+            match statat(dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => self.child(dir.as_fd(), &name, path, &stat, depth)?,
                 // It went away while we looked.
                 Err(rustix::io::Errno::NOENT) => {}
@@ -121,7 +121,7 @@ impl<W: Write> Job<W> {
             path.push(b'/');
             self.entry(EntryType::Directory, &path, &meta, None, io::empty())
                 .map_err(ArchiveError::file(&path))?;
-            return self.directory(below, &path, depth + 1);
+            return self.directory(&below, &path, depth + 1);
         }
         if stat.st_nlink > 1
             && let Some(first) = self.seen.get(&(stat.st_dev, stat.st_ino)).cloned()

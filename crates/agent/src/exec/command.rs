@@ -107,7 +107,7 @@ impl Command {
 
     fn file(&self, candidate: usize) -> std::path::PathBuf {
         let cwd = Path::new(std::ffi::OsStr::from_bytes(self.cwd.as_bytes()));
-        let name = self.candidates.get(candidate).map(|c| c.as_bytes()).unwrap_or_default();
+        let name = self.candidates.get(candidate).map(CString::as_bytes).unwrap_or_default();
         cwd.join(std::ffi::OsStr::from_bytes(name))
     }
 

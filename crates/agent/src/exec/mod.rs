@@ -205,7 +205,7 @@ async fn conclude(
     {
         let mut beside = std::pin::pin!(async {
             tokio::join!(input, control);
-            pending::<()>().await
+            pending::<()>().await;
         });
         loop {
             tokio::select! {

@@ -63,6 +63,11 @@ struct Shared {
     failure: Option<Failure>,
 }
 
+/// The kernel's own `struct sigaction` on x86-64: handler, flags, restorer, mask. The C library's calls will not hear
+/// of signals 32 and 33, which a parent may well have ignored.
+type KernelAction = [usize; 4];
+/// Bytes of its mask.
+const SIGSET: usize = 8;
 /// Bytes of the child's stack: system calls need little.
 const STACK: usize = 32 * 1024;
 
@@ -146,10 +151,16 @@ unsafe fn prepare(s: &Shared) -> Result<(), Failure> {
     // SAFETY: plain system calls on valid pointers and prepared numbers. The identity calls go to the kernel directly:
     // the C library's wrappers would try to change every thread of the parent.
     unsafe {
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
+        // All zeros: SIG_DFL, no flags, an empty mask.
+        let default: KernelAction = [0; 4];
         for signal in s.ignored {
-            libc::sigaction(*signal, &raw const default, ptr::null_mut());
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                *signal,
+                default.as_ptr(),
+                ptr::null_mut::<usize>(),
+                SIGSET,
+            );
         }
         libc::setsid();
         for (to, from) in s.stdio.iter().enumerate() {
@@ -221,16 +232,14 @@ fn full() -> libc::sigset_t {
 /// The signals this process ignores: an exec would pass that on. Rust's runtime ignores SIGPIPE.
 fn ignored_signals() -> &'static [c_int] {
     static IGNORED: OnceLock<Vec<c_int>> = OnceLock::new();
-    IGNORED.get_or_init(|| {
-        (1..=64)
-            .filter(|signal| {
-                // SAFETY: only asks; a signal that does not exist is an error and not ignored.
-                unsafe {
-                    let mut now: libc::sigaction = std::mem::zeroed();
-                    libc::sigaction(*signal, ptr::null(), &raw mut now) == 0
-                        && now.sa_sigaction == libc::SIG_IGN
-                }
-            })
-            .collect()
-    })
+    IGNORED.get_or_init(|| (1..=64).filter(|signal| is_ignored(*signal)).collect())
+}
+
+fn is_ignored(signal: c_int) -> bool {
+    let mut now: KernelAction = [0; 4];
+    // SAFETY: only asks, into a structure of the kernel's size; a signal that does not exist is an error.
+    let asked = unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, ptr::null::<usize>(), now.as_mut_ptr(), SIGSET)
+    };
+    asked == 0 && now[0] == libc::SIG_IGN
 }
