@@ -195,7 +195,7 @@ impl Git {
     }
 
     /// Runs git with its output into a file.
-    pub(crate) fn into_file(&self, args: &[&str], file: std::fs::File) -> Result<()> {
+    pub(crate) fn write_file(&self, args: &[&str], file: std::fs::File) -> Result<()> {
         let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
         let mut run = Running::start(self, &args, Stdio::from(file))?;
         drop(run.child.stdin.take());

@@ -128,7 +128,7 @@ impl Export {
             .map_err(|e| WorkspaceError::io("write", &patch, e))?;
         let mut args = vec!["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"];
         args.extend(["--no-color", "--src-prefix=a/", "--dst-prefix=b/"]);
-        self.git.into_file(&self.compare(&mut args, &tree), file)?;
+        self.git.write_file(&self.compare(&mut args, &tree), file)?;
         let meta = std::fs::metadata(&patch).map_err(|e| WorkspaceError::io("look at", &patch, e))?;
         let files = self.summary(&tree)?;
         let summary = ExportSummary {

@@ -1,14 +1,10 @@
 //! The guest's `git status` says what the host's says, in many situations.
-#![allow(missing_docs, reason = "a test")]
-
-#[allow(dead_code, reason = "shared by several tests")]
-mod support;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{commit, export, fingerprint, git, prepare, put, repository, request, status, try_git};
+use crate::support::{commit, export, fingerprint, git, prepare, put, repository, request, status, try_git};
 use tempfile::TempDir;
 
 /// A repository in some situation: the path to prepare, and what keeps it alive.

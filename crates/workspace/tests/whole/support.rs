@@ -115,8 +115,10 @@ pub(crate) fn prepare(request: &PrepareRequest) -> Result<Guest, Error> {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    let captured = capture.write_tar(tar.stdin.take().unwrap(), &|| false)?;
-    assert!(tar.wait().unwrap().success());
+    let captured = capture.write_tar(tar.stdin.take().unwrap(), &|| false);
+    let unpacked = tar.wait().unwrap();
+    let captured = captured?;
+    assert!(unpacked.success());
     assert_eq!(captured.plan.files, capture.plan().files);
     Ok(Guest { dir, captured })
 }

@@ -1,16 +1,12 @@
 //! Random repositories and random guests: what comes out is the guest's tree, always.
-#![allow(missing_docs, reason = "a test")]
-
-#[allow(dead_code, reason = "shared by several tests")]
-mod support;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use proptest::prelude::*;
-use support::{
+use crate::support::{
     applied_to_index, at, commit, export, git, guest_tree, prepare, put, request, status, try_git,
 };
+use proptest::prelude::*;
 
 const PATHS: [&[u8]; 12] = [
     b"a",
@@ -127,7 +123,7 @@ fn perform(dir: &Path, edit: &Edit) {
         }
         Edit::Stage(p) => drop(try_git(dir, &["add", "-f", "--", &String::from_utf8_lossy(PATHS[*p])])),
         Edit::Untrack(p) => {
-            drop(try_git(dir, &["rm", "-rq", "--cached", "--", &String::from_utf8_lossy(PATHS[*p])]))
+            drop(try_git(dir, &["rm", "-rq", "--cached", "--", &String::from_utf8_lossy(PATHS[*p])]));
         }
         Edit::Commit => commit(dir, "some"),
         Edit::Reset(hard) => drop(try_git(dir, &["reset", "-q", if *hard { "--hard" } else { "--mixed" }])),

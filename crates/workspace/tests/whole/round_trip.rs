@@ -1,15 +1,11 @@
 //! In, edited by a guest, and out again.
-#![allow(missing_docs, reason = "a test")]
-
-#[allow(dead_code, reason = "shared by several tests")]
-mod support;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use banger_protocol::api::ChangeKind;
-use support::{
+use crate::support::{
     applied, at, commit, export, fingerprint, git, guest_tree, prepare, put, repository, request, status,
 };
+use banger_protocol::api::ChangeKind;
 
 #[test]
 fn a_change_comes_back_as_a_patch_and_the_source_is_untouched() {

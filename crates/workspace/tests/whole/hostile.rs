@@ -1,16 +1,12 @@
 //! A guest that sends what no honest agent would.
-#![allow(missing_docs, reason = "a test")]
-
-#[allow(dead_code, reason = "shared by several tests")]
-mod support;
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use crate::support::{commit, fingerprint, git, put, repository};
 use banger_model::{Error, ErrorCode};
 use banger_protocol::agent::scan::{RecordHeader, RecordKind, encode_header};
 use banger_workspace::export::{Export, Exported, Limits};
-use support::{commit, fingerprint, git, put, repository};
 use tempfile::TempDir;
 
 fn record(kind: RecordKind, mode: u32, path: &[u8], content: &[u8]) -> Vec<u8> {
@@ -155,6 +151,6 @@ fn a_submodule_of_the_base_is_neither_changed_nor_entered() {
         put(guest.path(), path, content);
     }
     put(guest.path(), ".gitignore", "*.o\n/build/\n");
-    let (_scratch, out) = support::export(repo.path(), "HEAD", guest.path()).unwrap();
+    let (_scratch, out) = crate::support::export(repo.path(), "HEAD", guest.path()).unwrap();
     assert!(!out.summary.has_changes);
 }

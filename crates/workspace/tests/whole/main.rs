@@ -1,0 +1,14 @@
+//! The whole way of a repository into a guest and back, without a VM.
+
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod requests;
+#[cfg(test)]
+mod round_trip;
+#[cfg(test)]
+mod situations;
+#[cfg(test)]
+mod support;
