@@ -20,8 +20,6 @@ const ALWAYS: &[&str] = &[
     "i8042.nokbd",
     "i8042.nopnp",
     "8250.nr_uarts=1",
-    // There is no PCI bus; without this the console says 'PCI: Fatal' at every boot.
-    "pci=off",
     // 0.15 s: the kernel's self-tests of its ciphers.
     "cryptomgr.notests",
 ];
