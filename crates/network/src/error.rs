@@ -68,8 +68,9 @@ impl From<NetworkError> for Error {
             ),
             NetworkError::GuardMissing { .. } => Self::unavailable(message)
                 .with_hint("install banger again, or run without a network: '--network none'"),
-            NetworkError::DiedAtStart { .. } => Self::new(ErrorCode::Unavailable, message)
-                .with_hint("'banger doctor' checks the network; '--network none' runs without one"),
+            NetworkError::DiedAtStart { .. } => Self::new(ErrorCode::Unavailable, message).with_hint(
+                "a host that is offline has no network to give; '--network none' runs without one",
+            ),
             NetworkError::Socket { .. } => Self::internal(message),
             NetworkError::Process(inner) => inner.into(),
         }

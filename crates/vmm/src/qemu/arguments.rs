@@ -69,7 +69,8 @@ pub(super) fn arguments(
 }
 
 /// The machine. `acpi=on`: stock kernels find virtio-mmio devices in the ACPI tables only.
-/// pit and pic stay on: without them TCG hangs.
+/// pit and pic stay on: without them a kernel that is not told its clock's rate hangs under TCG.
+/// rtc on: without one the kernel waits 2 s for it before it believes so.
 const MACHINE: &str = "microvm,acpi=on,rtc=on,usb=off,pcie=off,auto-kernel-cmdline=off,dump-guest-core=off";
 
 fn accel(spec: &MachineSpec) -> &'static str {
