@@ -80,7 +80,7 @@ pub(crate) async fn wait_for(receiver: &mut StreamReceiver, mark: &[u8]) -> Vec<
         while !seen.windows(mark.len()).any(|w| w == mark) {
             match receiver.next().await.unwrap() {
                 Some(StreamEvent::Data(_, data)) => seen.extend_from_slice(&data),
-                Some(StreamEvent::Message(Reply::Started { .. })) => {}
+                Some(StreamEvent::Message(Reply::Started { .. }) | StreamEvent::Eof(Lane::Err)) => {}
                 other => panic!("{other:?} instead of {}", mark.escape_ascii()),
             }
         }
