@@ -16,6 +16,7 @@ const MASKED_UNITS: &[&str] = &[
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "fstrim.timer",
+    "getty@tty1.service",
     "man-db.timer",
     "NetworkManager-wait-online.service",
     "serial-getty@ttyS0.service",
@@ -38,6 +39,10 @@ const MASKED_GENERATORS: &[&str] = &[
     "systemd-integritysetup-generator",
     "systemd-veritysetup-generator",
 ];
+
+/// The mounts of the kernel's modules, by both names of the directory. systemd would unmount them while it ends,
+/// find them busy and report a failure; without the default dependencies it leaves them to the end.
+const KEPT_MOUNTS: &[&str] = &["lib-modules.mount", "usr-lib-modules.mount"];
 
 /// Sets the hostname, and names it in the image's files, below `root`.
 pub(super) fn set_hostname(root: &Path, name: &str) {
@@ -104,6 +109,12 @@ pub(super) fn calm_systemd(run: &Path) {
         }
         for name in names {
             let _ = symlink("/dev/null", dir.join(name));
+        }
+    }
+    for mount in KEPT_MOUNTS {
+        let dir = run.join("systemd/system").join(format!("{mount}.d"));
+        if std::fs::DirBuilder::new().mode(0o755).create(&dir).is_ok() {
+            let _ = std::fs::write(dir.join("banger.conf"), "[Unit]\nDefaultDependencies=no\n");
         }
     }
 }

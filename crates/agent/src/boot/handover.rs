@@ -20,6 +20,8 @@ use super::{SERVER_ARG0, guest, sys};
 
 /// Tells the server which descriptor is the initramfs's directory of modules.
 pub(super) const MODULES_FD: &str = "BANGER_MODULES_FD";
+/// Tells the server which init process 1 is about to become; absent when it stays the agent.
+pub(super) const INIT: &str = "BANGER_INIT";
 /// The server's cgroup: beside systemd's, which would else take the server into its own init.scope.
 const CGROUP: &str = "/sys/fs/cgroup/banger-agent";
 /// Where images keep their init, in the order in which the kernel and distributions look.
@@ -37,10 +39,13 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const RESTARTS: usize = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(30);
 
-/// Starts this executable again as the server, and returns its process id.
-pub(super) fn start_server(modules: Option<&ModuleDir>) -> Result<u32> {
+/// Starts this executable again as the server, beside `init` if there is one, and returns its process id.
+pub(super) fn start_server(modules: Option<&ModuleDir>, init: Option<&str>) -> Result<u32> {
     let mut server = Command::new("/proc/self/exe");
     server.arg0(SERVER_ARG0).env_clear().env("PATH", PATH);
+    if let Some(init) = init {
+        server.env(INIT, init);
+    }
     if let Some(dir) = modules {
         rustix::io::fcntl_setfd(dir.fd(), FdFlags::empty())
             .map_err(BootError::os("leave the modules to the server"))?;
@@ -94,7 +99,7 @@ pub(super) fn stay(mut server: u32, modules: Option<&ModuleDir>) -> ! {
             say("the agent ended; it is started again");
             // Commands inherit the mask of blocked signals; the server must not.
             let _ = signals.unblock();
-            server = start_server(modules).unwrap_or_else(|error| die(&error.to_string()));
+            server = start_server(modules, None).unwrap_or_else(|error| die(&error.to_string()));
             let _ = signals.block();
             continue;
         }

@@ -57,8 +57,8 @@ pub fn role() -> Role {
 /// one line `banger: …` on the console when that cannot be done.
 pub fn run_init() -> ! {
     match boot() {
-        Ok((server, modules)) => {
-            if let Some(init) = handover::find_init(Path::new("/")) {
+        Ok((server, modules, init)) => {
+            if let Some(init) = init {
                 let error = handover::become_init(init, server);
                 console::say(&format!("{error}; the agent stays process 1"));
             }
@@ -69,7 +69,7 @@ pub fn run_init() -> ! {
 }
 
 /// Everything up to the running server, which shares the processor with what comes after.
-fn boot() -> Result<(u32, Option<ModuleDir>)> {
+fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
     let mut steps = console::Steps::begin();
     root::mount_initramfs()?;
     let line = std::fs::read_to_string("/proc/cmdline").map_err(BootError::os("read /proc/cmdline"))?;
@@ -96,12 +96,13 @@ fn boot() -> Result<(u32, Option<ModuleDir>)> {
     }
     guest::set_machine_id(Path::new("/"), first_boot);
     steps.done("identity");
-    let server = handover::start_server(modules.as_ref())?;
+    let init = handover::find_init(Path::new("/"));
+    let server = handover::start_server(modules.as_ref(), init)?;
     steps.done("server");
     if config.debug {
         steps.print();
     }
-    Ok((server, modules))
+    Ok((server, modules, init))
 }
 
 /// First thing in the server process: own session, out of the OOM killer's reach.
@@ -116,18 +117,10 @@ pub fn expose_to_oom(pid: u32) {
     let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
 }
 
-/// Who is process 1.
+/// Who is process 1, also while it is only about to become the image's init.
 #[must_use]
 pub fn init_kind() -> InitKind {
-    if is_agent_init() { InitKind::Agent } else { InitKind::Image }
-}
-
-/// The agent's own file is not in the image, so equal device and inode mean the same program.
-fn is_agent_init() -> bool {
-    match (rustix::fs::stat("/proc/1/exe"), rustix::fs::stat("/proc/self/exe")) {
-        (Ok(one), Ok(own)) => (one.st_dev, one.st_ino) == (own.st_dev, own.st_ino),
-        _ => false,
-    }
+    if std::env::var_os(handover::INIT).is_some() { InitKind::Image } else { InitKind::Agent }
 }
 
 /// Loads the modules that were left for after the first answer (network, random numbers, vsock), and brings loopback
@@ -193,11 +186,11 @@ pub fn sync() {
     rustix::fs::sync();
 }
 
-/// Begins to end the machine in good order and returns: process 1 is told, be it the image's init or the agent, and
-/// stops all processes, flushes and ends the machine. The caller should send its answer at once.
+/// Begins to end the machine in good order and returns at once: a thread flushes and tells process 1, be it the
+/// image's init or the agent, which stops all processes and ends the machine.
 ///
 /// # Errors
-/// When process 1 cannot be told.
+/// When there is no thread to be had.
 pub fn shutdown(mode: ShutdownMode) -> Result<(), BootError> {
     shutdown::begin(mode)
 }

@@ -3,11 +3,12 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use banger_protocol::agent::ShutdownMode;
 
 use super::error::{BootError, Result};
-use super::sys;
+use super::{console, sys};
 
 /// How an init is told.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,29 +19,68 @@ enum Way {
     Program(&'static str),
 }
 
-/// Tells process 1 and returns; flushes first, so that even an init that hangs loses nothing.
+/// An init that has just been started does not listen yet; a signal before that would be lost.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Flushes, so that even an init that hangs loses nothing, and tells process 1; on a thread of its own.
 pub(super) fn begin(mode: ShutdownMode) -> Result<()> {
-    rustix::fs::sync();
-    let comm = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    let exe = std::fs::read_link("/proc/1/exe").unwrap_or_default();
-    match way(comm.trim(), &exe, super::is_agent_init(), mode) {
-        Way::Signal(signal) => sys::kill(1, signal).map_err(BootError::os("tell process 1 to end")),
-        Way::Program(program) => Command::new(program)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .map_err(BootError::os(format!("run {program}")))
-            .and_then(|status| {
-                if status.success() {
-                    Ok(())
-                } else {
-                    Err(BootError::Missing(format!(
-                        "{program} could not tell {} to end ({status})",
-                        comm.trim()
-                    )))
-                }
-            }),
+    let tell = move || {
+        rustix::fs::sync();
+        if let Err(error) = tell(mode) {
+            console::say(&error.to_string());
+        }
+    };
+    std::thread::Builder::new().spawn(tell).map(drop).map_err(BootError::os("begin to end the machine"))
+}
+
+fn tell(mode: ShutdownMode) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let comm = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+        let exe = std::fs::read_link("/proc/1/exe").unwrap_or_default();
+        let way = way(comm.trim(), &exe, is_agent(), mode);
+        let status = std::fs::read_to_string("/proc/1/status").unwrap_or_default();
+        match way {
+            Way::Signal(signal) if listens(&status, signal) || Instant::now() >= deadline => {
+                return sys::kill(1, signal).map_err(BootError::os("tell process 1 to end"));
+            }
+            Way::Signal(_) => std::thread::sleep(PAUSE),
+            Way::Program(program) => return run(program),
+        }
+    }
+}
+
+/// The agent's own file is not in the image, so equal device and inode mean the same program.
+fn is_agent() -> bool {
+    match (rustix::fs::stat("/proc/1/exe"), rustix::fs::stat("/proc/self/exe")) {
+        (Ok(one), Ok(own)) => (one.st_dev, one.st_ino) == (own.st_dev, own.st_ino),
+        _ => false,
+    }
+}
+
+/// Whether a process catches a signal, or blocks it to take it in its own time (proc(5), `SigCgt` and `SigBlk`).
+fn listens(status: &str, signal: i32) -> bool {
+    ["SigBlk:", "SigCgt:"]
+        .iter()
+        .filter_map(|key| status.lines().find_map(|line| line.strip_prefix(key)))
+        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .any(|mask| {
+            u32::try_from(signal - 1).ok().and_then(|bit| mask.checked_shr(bit)).is_some_and(|m| m & 1 == 1)
+        })
+}
+
+fn run(program: &'static str) -> Result<()> {
+    let status = Command::new(program)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map_err(BootError::os(format!("run {program}")))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(BootError::Missing(format!("{program} could not tell process 1 to end ({status})")))
     }
 }
 
@@ -63,6 +103,14 @@ fn way(comm: &str, exe: &Path, agent: bool, mode: ShutdownMode) -> Way {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_init_listens_once_it_catches_or_blocks_the_signal() {
+        // Given the masks of a process that blocks 38 (as systemd does for its signalfd) and catches 15
+        let status = "Name:\tsystemd\nSigBlk:\t0000002000000000\nSigIgn:\t0000000000001000\nSigCgt:\t0000000000004000\n";
+        assert!(listens(status, 38) && listens(status, 15));
+        assert!(!listens(status, 37) && !listens(status, 13) && !listens("", 38));
+    }
 
     #[test]
     fn each_init_is_told_in_its_own_language() {

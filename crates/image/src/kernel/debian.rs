@@ -98,8 +98,12 @@ fn download(work: &Path, cache: &Path, ctx: &Context<'_>) -> Result<(PathBuf, St
     make_private_dir(&into)?;
     let mut command = apt.command(APT_GET)?;
     command.current_dir(&into).args(["-q", "-o", "APT::Status-Fd=2", "download", &package]);
+    let mut last = 0;
     APT_GET.run(&command, WHAT, ctx, |line| {
-        if let Some(percent) = percent(line) {
+        if let Some(percent) = percent(line)
+            && percent > last
+        {
+            last = percent;
             ctx.report("download", format!("downloading {package}"), Some(percent));
         }
     })?;

@@ -310,7 +310,18 @@ fn take_modules(work: &WorkDir, home: &Path, dir: &Path, release: &str, ctx: &Co
     }
     let mut command = MKSQUASHFS.command()?;
     command.arg(tree.join("lib/modules")).arg(home.join(MODULES));
-    command.args(["-comp", "zstd", "-all-root", "-no-xattrs", "-no-exports", "-quiet", "-no-progress"]);
+    // Level 3 packs Debian's modules in 0.7 s to 23 MB; mksquashfs's own choice, 15, takes 23 s for 20 MB.
+    command.args([
+        "-comp",
+        "zstd",
+        "-Xcompression-level",
+        "3",
+        "-all-root",
+        "-no-xattrs",
+        "-no-exports",
+        "-quiet",
+        "-no-progress",
+    ]);
     command.args(["-mkfs-time", "0", "-all-time", "0"]).env_remove("SOURCE_DATE_EPOCH");
     MKSQUASHFS.run(&command, WHAT, ctx, |_| {})?;
     Ok(())
