@@ -32,7 +32,7 @@ build: ## all programs in target/banger
 	$(CARGO) build --locked --release -p banger-cli -p banger-daemon -p banger-network
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build --locked --profile agent --target $(AGENT_TARGET) -p banger-agent
 	@mkdir -p $(BIN)
-	@install -p -C -m 0755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd \
+	@install -C -m 0755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd \
 		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
 
 .PHONY: install
