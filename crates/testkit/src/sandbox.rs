@@ -71,7 +71,7 @@ impl Sandbox {
     #[must_use]
     pub fn with(seed: &Seed) -> Self {
         let sandbox = Self::empty();
-        tree::link(seed.state(), &sandbox.state());
+        seed.fill(&sandbox.state());
         sandbox
     }
 
@@ -229,10 +229,17 @@ impl Sandbox {
         left
     }
 
-    /// The daemon's log, its last part.
+    /// What the daemon's log says of trouble, and its last lines, without the spans.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        crate::run::tail(&fs::read(self.state().join("bangerd.log")).unwrap_or_default())
+        const LAST: usize = 8;
+        let log = fs::read_to_string(self.state().join("bangerd.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let from = lines.len().saturating_sub(LAST);
+        let wanted =
+            lines.iter().enumerate().filter(|(n, l)| *n >= from || !l.contains("\"level\":\"INFO\""));
+        let short = wanted.map(|(_, l)| l.split(",\"span\":").next().unwrap_or_default());
+        short.collect::<Vec<_>>().join("\n")
     }
 
     fn stop_daemon(&self) -> Option<String> {

@@ -52,6 +52,19 @@ impl Seed {
         self.state.join("kernels/debian-cloud")
     }
 
+    /// Gives a fresh state directory what this one holds.
+    pub(crate) fn fill(&self, state: &Path) {
+        for entry in fs::read_dir(&self.state).expect("a seed").flatten() {
+            let to = state.join(entry.file_name());
+            if entry.path().is_dir() {
+                tree::link(&entry.path(), &to);
+            } else {
+                // The database is written to: a link would lead back into the seed.
+                fs::copy(entry.path(), &to).expect("a copy of the database");
+            }
+        }
+    }
+
     fn get(name: &str, base: Option<Self>, commands: &[&[&str]], bare_image: bool) -> Self {
         let cache = cache_dir();
         fs::create_dir_all(&cache).expect("the test cache can be made");

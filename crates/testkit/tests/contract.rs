@@ -220,7 +220,7 @@ fn wrong_requests_are_refused_in_one_sentence_with_a_hint() {
         out.says(words).done();
         assert_eq!(sandbox.vm_names(), Vec::<String>::new());
     };
-    refused(&["--name", "-bad"], &["-bad"]);
+    refused(&["--name=-bad"], &["-bad"]);
     refused(&["--name", "UPPER"], &["UPPER", "a-z"]);
     refused(&["--name", &"x".repeat(64)], &["63"]);
     refused(&["--memory", "0"], &["memory"]);

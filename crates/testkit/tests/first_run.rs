@@ -39,9 +39,9 @@ fn an_ordinary_user_without_any_capability_can_do_it_all() {
     // Given an installation in the user's home, and the places that are used when nothing is set.
     let bin = user.home.join("bin");
     fs::create_dir(&bin).unwrap();
-    for name in ["banger", "bangerd", "banger-agent"] {
-        fs::copy(bin_dir().join(name), bin.join(name)).unwrap();
-        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    for entry in fs::read_dir(bin_dir()).unwrap().flatten() {
+        fs::copy(entry.path(), bin.join(entry.file_name())).unwrap();
+        fs::set_permissions(bin.join(entry.file_name()), fs::Permissions::from_mode(0o755)).unwrap();
     }
     fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).unwrap();
     let banger = |args: &[&str]| user.run(bin.join("banger")).args(args).within(LONG);

@@ -13,6 +13,11 @@ fn state(vm: &Vm<'_>) -> String {
 
 fn kill(pid: u64) {
     kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+    // A dying process may still accept a connection.
+    wait::must("it is dead", Duration::from_secs(10), || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    });
 }
 
 #[test]

@@ -63,8 +63,6 @@ fn what_the_guest_did_comes_back_as_a_patch_that_makes_the_same_tree() {
     copy.git(&["apply", "--check", file]).ok().done();
     copy.git(&["apply", file]).ok().done();
     let made = tree::contents(copy.dir());
-    let tar = vm.sh("cd /root/repo && find . -type f -o -type l | sort").go().ok();
-    assert!(tar.text().contains("./new.txt"));
     let list = "find . \\( -path ./.git -o -name '*.log' -o -path ./build \\) -prune -o -type f -print0 | sort -z | xargs -0 sha256sum";
     let in_guest = vm.sh(list).go().ok().stdout;
     let on_host = sandbox.program("sh").args(["-c", list]).dir(copy.dir()).go().ok().stdout;
