@@ -22,6 +22,8 @@ const ALWAYS: &[&str] = &[
     "8250.nr_uarts=1",
     // 0.15 s: the kernel's self-tests of its ciphers.
     "cryptomgr.notests",
+    // The agent configures eth0 before the image's udev would rename it under its feet.
+    "net.ifnames=0",
 ];
 
 /// What differs between boots.
