@@ -29,7 +29,7 @@ const WHAT: &str = "the image build";
 pub(crate) const PREFIX: &str = "banger-build-";
 
 /// A machine that boots: init, the bus that it talks on, and devices.
-const MINIMAL: [&str; 3] = ["systemd-sysv", "dbus", "udev"];
+const MINIMAL: [&str; 4] = ["systemd-sysv", "dbus", "udev", "kmod"];
 /// What people need to work in a repository, without what they only might.
 const DEVELOPMENT: [&str; 24] = [
     "bash-completion",
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_comes_besides_the_default_set() {
-        assert_eq!(packages(&spec(None, &["cmake"])).unwrap(), ["systemd-sysv", "dbus", "udev", "cmake"]);
+        assert_eq!(packages(&spec(None, &["cmake"])).unwrap(), ["systemd-sysv", "dbus", "udev", "kmod", "cmake"]);
         let full = BuildSpec::default();
         assert!(packages(&full).unwrap().contains(&"git"));
         assert_eq!(describe(&full), "Debian bookworm, development packages");
