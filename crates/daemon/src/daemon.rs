@@ -59,8 +59,9 @@ impl Daemon {
             companions,
             shutdown.clone(),
         ));
-        vms.reconcile().await?;
+        // Interrupted builds know best how their leftovers go; what is in scratch then goes plainly.
         artifacts.sweep();
+        vms.reconcile().await?;
         tokio::spawn(vms.clone().cap_consoles());
         let workspaces = Workspaces::new(store, dirs.state.scratch());
         let started = Instant::now();

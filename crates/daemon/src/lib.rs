@@ -42,7 +42,7 @@ pub fn run(mut ready: Option<File>) -> Result<()> {
 
 fn start(ready: &mut Option<File>) -> Result<()> {
     let dirs = Dirs::open()?;
-    let _lock = Lock::take(&dirs.runtime)?;
+    let _lock = Lock::take(&dirs)?;
     start_log(&dirs.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

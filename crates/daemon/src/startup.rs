@@ -82,43 +82,49 @@ fn make_private(dir: &Path, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Held for the daemon's life. The file stays when the daemon ends: removing a lock file would
-/// let two daemons hold "the" lock.
+/// Held for the daemon's life: one daemon per runtime directory (its sockets) and per state
+/// directory (its records). The files stay when the daemon ends: removing a lock file would let
+/// two daemons hold "the" lock.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    _files: [File; 2],
 }
 
 impl Lock {
-    /// Takes the lock of this runtime directory and writes our pid into it.
+    /// Takes both locks and writes our pid into them.
     ///
     /// # Errors
-    /// `busy` when another daemon has it.
-    pub(crate) fn take(runtime: &RuntimeDir) -> Result<Self> {
-        let path = runtime.lock();
-        let failed = |e: std::io::Error| Error::unavailable(format!("the lock {}: {e}", path.display()));
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let owner = std::fs::read_to_string(&path).unwrap_or_default();
-                return Err(Error::new(
-                    ErrorCode::Busy,
-                    format!("another daemon (pid {}) serves {}", owner.trim(), runtime.path().display()),
-                ));
-            }
-            Err(e) => return Err(failed(e.into())),
-        }
-        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
-        Ok(Self { _file: file })
+    /// `busy` when another daemon has one.
+    pub(crate) fn take(dirs: &Dirs) -> Result<Self> {
+        let runtime = lock_file(&dirs.runtime.lock(), dirs.runtime.path())?;
+        let state = lock_file(&dirs.state.lock(), dirs.state.path()).map_err(|e| {
+            e.with_hint("two daemons cannot share a state directory: set BANGER_RUNTIME_DIR to that daemon's")
+        })?;
+        Ok(Self { _files: [runtime, state] })
     }
+}
+
+fn lock_file(path: &Path, of: &Path) -> Result<File> {
+    let failed = |e: std::io::Error| Error::unavailable(format!("the lock {}: {e}", path.display()));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let owner = std::fs::read_to_string(path).unwrap_or_default();
+            let message = format!("another daemon (pid {}) serves {}", owner.trim(), of.display());
+            return Err(Error::new(ErrorCode::Busy, message));
+        }
+        Err(e) => return Err(failed(e.into())),
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    Ok(file)
 }
 
 /// Starts logging: JSON, a line an event, to `bangerd.log`; the last log is kept when it is large.
@@ -163,14 +169,24 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_held_by_one() {
+    fn one_daemon_per_runtime_directory_and_per_state_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().as_os_str().to_owned();
-        let env = |key: &str| (key == "BANGER_RUNTIME_DIR").then(|| path.clone());
-        let runtime = runtime_dir_candidates(env, 0).unwrap().remove(0);
-        let first = Lock::take(&runtime).unwrap();
-        assert_eq!(Lock::take(&runtime).unwrap_err().code, ErrorCode::Busy);
+        let dirs = |state: &str, runtime: &str| {
+            let (state, runtime) = (dir.path().join(state), dir.path().join(runtime));
+            std::fs::create_dir_all(&state).unwrap();
+            std::fs::create_dir_all(&runtime).unwrap();
+            Dirs {
+                state: state_dir_from(|key| (key == "BANGER_STATE_DIR").then(|| state.clone().into()))
+                    .unwrap(),
+                runtime: runtime_dir_candidates(|_| Some(runtime.clone().into()), 0).unwrap().remove(0),
+                cache: dir.path().to_owned(),
+            }
+        };
+        let first = Lock::take(&dirs("s1", "r1")).unwrap();
+        for other in [dirs("s2", "r1"), dirs("s1", "r2")] {
+            assert_eq!(Lock::take(&other).unwrap_err().code, ErrorCode::Busy);
+        }
         drop(first);
-        Lock::take(&runtime).unwrap();
+        Lock::take(&dirs("s1", "r1")).unwrap();
     }
 }

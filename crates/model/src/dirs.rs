@@ -88,6 +88,11 @@ impl StateDir {
     pub fn log(&self) -> PathBuf {
         self.0.join("bangerd.log")
     }
+    /// The lock that makes the daemon one per state directory.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("bangerd.lock")
+    }
     /// Everything durable that belongs to one VM.
     #[must_use]
     pub fn vm(&self, id: &VmId) -> PathBuf {
