@@ -16,7 +16,7 @@ use crate::api;
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Host};
 use crate::startup::Dirs;
-use crate::vm::Vms;
+use crate::vm::{Parts, Vms};
 use crate::workspace::Workspaces;
 
 /// The guest agent's file.
@@ -49,16 +49,16 @@ impl Daemon {
         let shutdown = CancellationToken::new();
         let artifacts = Arc::new(Artifacts::new(store.clone(), &dirs, agent.clone()));
         let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config))];
-        let vms = Arc::new(Vms::new(
-            store.clone(),
-            artifacts.clone(),
-            dirs.clone(),
-            config.clone(),
+        let vms = Arc::new(Vms::new(Parts {
+            store: store.clone(),
+            artifacts: artifacts.clone(),
+            dirs: dirs.clone(),
+            config: config.clone(),
             host,
             drivers,
             companions,
-            shutdown.clone(),
-        ));
+            shutdown: shutdown.clone(),
+        }));
         // Interrupted builds know best how their leftovers go; what is in scratch then goes plainly.
         artifacts.sweep();
         vms.reconcile().await?;

@@ -55,31 +55,34 @@ pub(crate) struct Vms {
 /// Held while a VM's lifecycle is being changed.
 pub(crate) type VmLock = tokio::sync::OwnedMutexGuard<()>;
 
+/// What the service is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The records.
+    pub(crate) store: Arc<Store>,
+    /// What VMs boot from.
+    pub(crate) artifacts: Arc<Artifacts>,
+    /// Where VMs live.
+    pub(crate) dirs: Dirs,
+    /// Defaults and limits.
+    pub(crate) config: Config,
+    /// What this host has.
+    pub(crate) host: Host,
+    /// What can run VMs here.
+    pub(crate) drivers: Vec<Arc<dyn Driver>>,
+    /// Where the programs are that belong to this daemon.
+    pub(crate) companions: PathBuf,
+    /// Cancelled when the daemon ends.
+    pub(crate) shutdown: tokio_util::sync::CancellationToken,
+}
+
 impl Vms {
-    /// The service; `companions` is where our other programs are. Nothing is touched until [`Vms::reconcile`].
+    /// The service. Nothing is touched until [`Vms::reconcile`].
     #[must_use]
-    pub(crate) fn new(
-        store: Arc<Store>,
-        artifacts: Arc<Artifacts>,
-        dirs: Dirs,
-        config: Config,
-        host: Host,
-        drivers: Vec<Arc<dyn Driver>>,
-        companions: PathBuf,
-        shutdown: tokio_util::sync::CancellationToken,
-    ) -> Self {
-        Self {
-            store,
-            artifacts,
-            dirs,
-            config,
-            host,
-            drivers,
-            companions,
-            live: Mutex::default(),
-            locks: Mutex::default(),
-            shutdown,
-        }
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { store, artifacts, dirs, config, host, drivers, companions, shutdown } = parts;
+        let (live, locks) = (Mutex::default(), Mutex::default());
+        Self { store, artifacts, dirs, config, host, drivers, companions, live, locks, shutdown }
     }
 
     /// The record that a reference means.
