@@ -35,14 +35,17 @@ pub(super) fn begin(mode: ShutdownMode) -> Result<()> {
 }
 
 fn tell(mode: ShutdownMode) -> Result<()> {
+    // Our own process 1 blocks its signals before it starts this server; while it waits for one, the
+    // kernel shows it neither as blocked nor as caught (sigtimedwait(2) lifts the block for its wait).
+    let agent = is_agent();
     let deadline = Instant::now() + PATIENCE;
     loop {
         let comm = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
         let exe = std::fs::read_link("/proc/1/exe").unwrap_or_default();
-        let way = way(comm.trim(), &exe, is_agent(), mode);
+        let way = way(comm.trim(), &exe, agent, mode);
         let status = std::fs::read_to_string("/proc/1/status").unwrap_or_default();
         match way {
-            Way::Signal(signal) if listens(&status, signal) || Instant::now() >= deadline => {
+            Way::Signal(signal) if agent || listens(&status, signal) || Instant::now() >= deadline => {
                 return sys::kill(1, signal).map_err(BootError::os("tell process 1 to end"));
             }
             Way::Signal(_) => std::thread::sleep(PAUSE),
