@@ -79,7 +79,11 @@ impl fmt::Display for Bytes {
             n => return write!(f, "{n} B"),
         };
         let value = self.0 as f64 / unit as f64;
-        if self.0.is_multiple_of(unit) { write!(f, "{value:.0} {name}") } else { write!(f, "{value:.1} {name}") }
+        if self.0.is_multiple_of(unit) {
+            write!(f, "{value:.0} {name}")
+        } else {
+            write!(f, "{value:.1} {name}")
+        }
     }
 }
 

@@ -93,33 +93,41 @@ impl Scope {
         Snapshot(all.into_iter().map(|t| ((t.kind, t.key.clone()), t)).collect())
     }
 
-    /// The living processes that carry a marker, but for this one.
+    /// The processes that carry a marker, but for this one; and those that ended as the child of
+    /// such a one and were never waited for.
     #[must_use]
     pub fn processes(&self) -> Vec<Thing> {
         let own = std::process::id();
-        let mut found = Vec::new();
+        let (mut found, mut ended) = (Vec::new(), Vec::new());
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-            if pid == own {
+            let dir = entry.path();
+            // "pid (name) state parent …"; the name may hold anything, also ") ".
+            let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
+            let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+            let (state, parent) = (fields.next().unwrap_or("X"), fields.next().unwrap_or_default());
+            if pid == own || state == "X" {
                 continue;
             }
-            let dir = entry.path();
+            if state == "Z" {
+                ended.push((pid, parent.to_owned()));
+                continue;
+            }
             let command = fs::read(dir.join("cmdline")).unwrap_or_default();
-            // The first bytes of the environment are those of its start, which is what marks it.
+            // The environment is that of its start, which is what marks it.
             let environ = fs::read(dir.join("environ")).unwrap_or_default();
             let cwd = fs::read_link(dir.join("cwd")).unwrap_or_default();
-            if !(self.marks(&command) || self.marks(&environ) || self.marks(cwd.as_os_str().as_bytes())) {
-                continue;
+            if self.marks(&command) || self.marks(&environ) || self.marks(cwd.as_os_str().as_bytes()) {
+                let words: Vec<_> = command.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+                let detail = words.join(" ").trim().to_owned();
+                found.push(Thing { kind: Kind::Process, key: pid.to_string(), detail });
             }
-            let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
-            let state = stat.rsplit(") ").next().and_then(|s| s.chars().next()).unwrap_or('X');
-            if matches!(state, 'Z' | 'X') {
-                continue;
+        }
+        for (pid, parent) in ended {
+            if found.iter().any(|p| p.key == parent) {
+                let detail = format!("ended, and {parent} does not wait for it");
+                found.push(Thing { kind: Kind::Process, key: pid.to_string(), detail });
             }
-            let words: Vec<_> =
-                command.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
-            let detail = words.join(" ").trim().to_owned();
-            found.push(Thing { kind: Kind::Process, key: pid.to_string(), detail });
         }
         found
     }
@@ -260,6 +268,23 @@ mod tests {
         by_argument.wait().unwrap();
         by_environment.wait().unwrap();
         assert_eq!(planted(&scope, &before), []);
+    }
+
+    #[test]
+    fn a_child_that_nobody_waits_for_is_found_when_its_parent_is_ours() {
+        let (dir, scope) = place();
+        // The shell becomes `cat`, which never waits for the child that the shell had.
+        let mut parent = Command::new("sh")
+            .args(["-c", "true & exec cat"])
+            .env("BANGER_STATE_DIR", dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        crate::wait::must("the dead child is seen", Duration::from_secs(5), || {
+            scope.processes().iter().any(|p| p.detail.contains("does not wait"))
+        });
+        drop(parent.stdin.take());
+        parent.wait().unwrap();
     }
 
     #[test]

@@ -58,14 +58,16 @@ impl OrdinaryUser {
             .env("LOGNAME", &self.name)
     }
 
-    /// The pids of everything this user runs.
+    /// Everything that this user runs: pids and command lines.
     #[must_use]
     pub fn processes(&self) -> Vec<(u32, String)> {
         use std::os::unix::fs::MetadataExt;
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            if entry.metadata().is_ok_and(|m| m.uid() == self.uid) {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // What has ended is for its parent to clear away.
+            if !stat.contains(") Z ") && entry.metadata().is_ok_and(|m| m.uid() == self.uid) {
                 let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
                 found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
             }
@@ -82,7 +84,7 @@ impl Drop for OrdinaryUser {
             }
         }
         let _ = wait::until(Duration::from_secs(5), || self.processes().is_empty().then_some(()));
-        let out = Run::new("userdel").args(["--remove", &self.name]).go();
+        let out = Run::new("userdel").args(["--force", "--remove", &self.name]).go();
         if out.code() != 0 {
             eprintln!("the user {} could not be removed: {out}", self.name);
         }

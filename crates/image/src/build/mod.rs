@@ -344,7 +344,10 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_comes_besides_the_default_set() {
-        assert_eq!(packages(&spec(None, &["cmake"])).unwrap(), ["systemd-sysv", "dbus", "udev", "kmod", "cmake"]);
+        assert_eq!(
+            packages(&spec(None, &["cmake"])).unwrap(),
+            ["systemd-sysv", "dbus", "udev", "kmod", "cmake"]
+        );
         let full = BuildSpec::default();
         assert!(packages(&full).unwrap().contains(&"git"));
         assert_eq!(describe(&full), "Debian bookworm, development packages");
