@@ -84,6 +84,8 @@ impl Drop for OrdinaryUser {
             }
         }
         let _ = wait::until(Duration::from_secs(5), || self.processes().is_empty().then_some(()));
+        // Where banger's sockets were: without a login there is no /run/user.
+        let _ = fs::remove_dir_all(format!("/tmp/banger-{}", self.uid));
         let out = Run::new("userdel").args(["--force", "--remove", &self.name]).go();
         if out.code() != 0 {
             eprintln!("the user {} could not be removed: {out}", self.name);
