@@ -65,7 +65,14 @@ impl UserNetwork {
 
         let mut passt = Standalone::new(&spec.passt, &spec.log, dir).called(marked("passt", &spec.vm_id));
         let fd = passt.give(passt_side);
-        let passt = passt.args(passt::arguments(fd, spec.host_access)).spawn()?;
+        let died =
+            |log: Vec<String>| NetworkError::DiedAtStart { vm: spec.vm_id.to_string(), log: log.join("; ") };
+        let last_words = || console::tail_from(&spec.log, log_start, LAST_WORDS);
+        // One that ends before we have looked at it has said why all the same.
+        let passt = passt.args(passt::arguments(fd, spec.host_access)).spawn().map_err(|error| {
+            let log = last_words();
+            if log.is_empty() { error.into() } else { died(log) }
+        })?;
 
         let mut guard =
             Standalone::new(&spec.guard, &spec.log, dir).called(marked("banger-netguard", &spec.vm_id));
@@ -75,10 +82,7 @@ impl UserNetwork {
         let addresses = GuestAddresses::of(&spec.vm_id);
         match tokio::time::timeout(ANSWER, probe::gateway_answers(&backend, &addresses)).await {
             Ok(Ok(())) => {}
-            _ => {
-                let log = console::tail_from(&spec.log, log_start, LAST_WORDS);
-                return Err(NetworkError::DiedAtStart { vm: spec.vm_id.to_string(), log: log.join("; ") });
-            }
+            _ => return Err(died(last_words())),
         }
         let processes = [passt, guard].map(stand_alone).into();
         Ok(UserNetworkHandle { backend, processes, config: addresses.config() })
