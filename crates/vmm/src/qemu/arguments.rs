@@ -156,7 +156,7 @@ mod tests {
         let none = MachineSpec { network: None, ..spec() };
         let fds = Descriptors { network: None, ..FDS };
         let line = arguments(&none, Path::new("/c"), fds, Boot::default()).unwrap().join(" ");
-        assert!(!line.contains("net"), "{line}");
+        assert!(!line.contains("netdev") && !line.contains("virtio-net"), "{line}");
     }
 
     #[test]
