@@ -61,6 +61,7 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
     router
         .route("/v1/openapi.json", axum::routing::get(move || std::future::ready(axum::Json(document))))
         .fallback(control::no_such_route)
+        .layer(axum::middleware::from_fn(respond::identified))
         .layer(axum::extract::DefaultBodyLimit::max(exec::MAX_REQUEST))
         .with_state(daemon)
 }

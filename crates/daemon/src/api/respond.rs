@@ -76,6 +76,21 @@ pub(super) fn with_op(mut response: Response, op: Option<&OpId>) -> Response {
     response
 }
 
+/// Gives a request that has no operation of its own (a read) an id all the same, and logs it: every
+/// answer leads to the log.
+pub(crate) async fn identified(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    let response = if response.headers().contains_key(OP_HEADER) {
+        response
+    } else {
+        with_op(response, Some(Op::new(None).id()))
+    };
+    let op_id = response.headers().get(OP_HEADER).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    tracing::debug!(op_id, %method, path, status = response.status().as_u16(), "answered");
+    response
+}
+
 /// Runs `work` as an operation and answers with its result, or, when the client accepts
 /// [`NDJSON`], with its events as they happen. The client going away cancels the operation.
 pub(super) async fn operation<T, Fut>(
