@@ -36,7 +36,8 @@ impl Seed {
     /// Besides, `sshd`: a small Debian with an OpenSSH server, for the benchmark's comparison.
     #[must_use]
     pub fn sshd() -> Self {
-        let build: &[&str] = &["image", "build", "debian", "--name", "sshd", "--include", "openssh-server"];
+        let build: &[&str] =
+            &["image", "build", "debian", "--minimal", "--name", "sshd", "--include", "openssh-server"];
         Self::get("sshd", Some(Self::bare()), &[build], false)
     }
 

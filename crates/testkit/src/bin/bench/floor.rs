@@ -1,7 +1,6 @@
 //! The floor under a cold run: a hand-made QEMU command line with the same machine, CPU, memory and
 //! kernel, no disk, no network, no channel, and a first process that switches the machine off.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use banger_testkit::{Feed, Run, Sandbox};
@@ -21,7 +20,7 @@ __attribute__((noreturn)) void _start(void) {
 pub(crate) struct Floor {
     program: String,
     arguments: Vec<String>,
-    banger_initramfs: PathBuf,
+    banger_initramfs: u64,
 }
 
 impl Floor {
@@ -30,13 +29,14 @@ impl Floor {
         let vm = sandbox.vm("model", "bare", &[]);
         let pid = vm.show()["pid"].as_u64().expect("it runs");
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).expect("its command line");
-        vm.delete();
         let words: Vec<String> =
             line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
         let after = |flag: &str| {
             let at = words.iter().position(|w| w == flag).unwrap_or_else(|| panic!("no {flag} in {words:?}"));
             words.get(at + 1).expect("its value").clone()
         };
+        let banger_initramfs = std::fs::metadata(after("-initrd")).expect("banger's initramfs").len();
+        vm.delete();
         let append: Vec<String> =
             after("-append").split(' ').filter(|w| !w.starts_with("banger.")).map(str::to_owned).collect();
         let initramfs = sandbox.work("floor.cpio");
@@ -49,11 +49,7 @@ impl Floor {
         arguments.extend(["-initrd".to_owned(), initramfs.to_string_lossy().into_owned()]);
         arguments.extend(["-append".to_owned(), append.join(" ")]);
         arguments.extend(["-serial", "null"].map(str::to_owned));
-        Self {
-            program: words.first().expect("a program").clone(),
-            arguments,
-            banger_initramfs: PathBuf::from(after("-initrd")),
-        }
+        Self { program: words.first().expect("a program").clone(), arguments, banger_initramfs }
     }
 
     /// Boots it and waits for its end; milliseconds.
@@ -65,7 +61,7 @@ impl Floor {
 
     /// How large banger's own initramfs for this kernel is.
     pub(crate) fn initramfs_bytes(&self) -> u64 {
-        std::fs::metadata(&self.banger_initramfs).expect("banger's initramfs").len()
+        self.banger_initramfs
     }
 }
 

@@ -1,7 +1,7 @@
 //! `make bench`: what banger costs, each number beside a floor or a peer measured in the same run.
 //!
 //! Prints a table on stdout, progress on stderr; the status is 1 when a promised bound is broken.
-//! Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
+//! Given `run`, `exec` or `rest`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
 
 #![expect(
     clippy::expect_used,
@@ -34,11 +34,18 @@ struct Line {
     kept: bool,
 }
 
+/// Measures some things and adds their lines.
+type Part = fn(&mut Vec<Line>);
+
 fn main() -> ExitCode {
     let mut lines = Vec::new();
-    cold_run(&mut lines);
-    exec_against_ssh(&mut lines);
-    at_rest(&mut lines);
+    let wanted = std::env::args().nth(1);
+    let parts: [(&str, Part); 3] = [("run", cold_run), ("exec", exec_against_ssh), ("rest", at_rest)];
+    for (name, measure) in parts {
+        if wanted.as_deref().is_none_or(|w| w == name) {
+            measure(&mut lines);
+        }
+    }
 
     println!("| what | median | beside it | ratio | bound | |");
     println!("|---|---|---|---|---|---|");

@@ -17,16 +17,22 @@ pub(crate) struct Ssh {
     control: PathBuf,
     key: PathBuf,
     port: u16,
-    _sshd: Running,
+    sshd: Running,
 }
 
 impl Ssh {
     /// Sets everything up and opens the master.
     pub(crate) fn into(sandbox: &Sandbox, vm: &Vm<'_>) -> Self {
+        // Until systemd has started everything, the guest is busy, and /run may still be put in place.
+        banger_testkit::wait::must("systemd is up", Duration::from_secs(120), || {
+            matches!(vm.exec(["systemctl", "is-system-running"]).go().text(), "running" | "degraded")
+        });
         let key = sandbox.work("key");
         Run::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).go().ok().done();
         let public = std::fs::read(key.with_extension("pub")).expect("a public key");
-        let install = "mkdir -p -m 700 /root/.ssh /run/sshd && cat >/root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys";
+        // An image has no host keys: each machine makes its own. The service then keeps /run/sshd.
+        let install = "set -e; umask 077; mkdir -p /root/.ssh; cat >/root/.ssh/authorized_keys; ssh-keygen -A; \
+             systemctl reset-failed ssh; systemctl start ssh";
         vm.sh(install).feed(Feed::Bytes(public)).go().ok().done();
 
         let for_guest = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -42,8 +48,8 @@ impl Ssh {
             let (Ok((guest, _)), Ok((ssh, _))) = (for_guest.accept(), for_ssh.accept()) else { return };
             join(&guest, &ssh);
         });
-        let ssh = Self { control: sandbox.work("ctl"), key, port, _sshd: sshd };
-        assert!(ssh.open_master(), "ssh could not reach the guest's sshd");
+        let ssh = Self { control: sandbox.work("ctl"), key, port, sshd };
+        assert!(ssh.open_master(), "ssh could not reach the guest's sshd: {}", ssh.sshd.stderr_so_far());
         ssh
     }
 
@@ -76,6 +82,7 @@ impl Ssh {
             &self.port.to_string(),
         ]);
         command.arg("-i").arg(&self.key).arg("-S").arg(&self.control);
+        command.arg("-E").arg(self.control.with_extension("log"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
