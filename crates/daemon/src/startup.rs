@@ -59,13 +59,14 @@ impl Dirs {
 /// Makes a directory 0700 from birth; one that is there must be ours, real, and not writable by
 /// others.
 fn make_private(dir: &Path, uid: u32) -> Result<()> {
+    let other = "choose another BANGER_STATE_DIR or BANGER_RUNTIME_DIR";
     let failed = |e: std::io::Error| {
-        Error::unavailable(format!("the directory {} cannot be made: {e}", dir.display()))
+        Error::unavailable(format!("the directory {} cannot be made: {e}", dir.display())).with_hint(other)
     };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     let meta = std::fs::symlink_metadata(dir).map_err(failed)?;
     if !meta.is_dir() {
-        return Err(Error::unavailable(format!("{} is not a directory", dir.display())));
+        return Err(Error::unavailable(format!("{} is not a directory", dir.display())).with_hint(other));
     }
     if meta.uid() != uid {
         return Err(Error::unavailable(format!(
@@ -73,7 +74,7 @@ fn make_private(dir: &Path, uid: u32) -> Result<()> {
             dir.display(),
             meta.uid()
         ))
-        .with_hint("choose another BANGER_STATE_DIR or BANGER_RUNTIME_DIR"));
+        .with_hint(other));
     }
     if meta.mode() & 0o022 != 0 {
         return Err(Error::unavailable(format!("others may write to {}", dir.display()))

@@ -154,7 +154,10 @@ impl From<ImageError> for Error {
                 (ErrorCode::Internal, Some("delete the image, then build or import it again".to_owned()))
             }
             ImageError::Io { ref source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (ErrorCode::Unavailable, None),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
+                    ErrorCode::Unavailable,
+                    Some("free some space and try again; nothing was changed".to_owned()),
+                ),
                 io::ErrorKind::AlreadyExists => (ErrorCode::AlreadyExists, None),
                 _ => (ErrorCode::Internal, None),
             },

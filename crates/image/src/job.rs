@@ -21,7 +21,11 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Runs `"$@"` and ends the whole process group as soon as standard input closes, which the kernel
 /// does for us when this process dies. dash and bash both do this.
-const GUARDED: &str = r#"exec 3<&0 </dev/null
+///
+/// What these programs make is for a guest and its users, not for this host: the daemon's umask would
+/// end up in images.
+const GUARDED: &str = r#"umask 022
+exec 3<&0 </dev/null
 "$@" 3<&- &
 job=$!
 ( read -r _ <&3; kill -KILL 0 ) &

@@ -31,6 +31,9 @@ impl WorkDir {
             .permissions(fs::Permissions::from_mode(mode))
             .tempdir_in(parent)
             .map_err(ImageError::io("make a scratch directory in", parent))?;
+        // The daemon's umask took away what the mode gives to others; who needs it must get it.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode))
+            .map_err(ImageError::io("open", dir.path()))?;
         let lock_path = dir.path().join(LOCK);
         let lock = File::create_new(&lock_path).map_err(ImageError::io("make", &lock_path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)

@@ -317,6 +317,8 @@ fn take_modules(work: &WorkDir, home: &Path, dir: &Path, release: &str, ctx: &Co
         "-Xcompression-level",
         "3",
         "-all-root",
+        "-root-mode",
+        "0755",
         "-no-xattrs",
         "-no-exports",
         "-quiet",
