@@ -20,11 +20,13 @@ pub const INIT: &str = "init";
 /// In the initramfs: the directory of module files.
 pub const MODULE_DIR: &str = "modules";
 /// In the initramfs: the list of modules, one `STAGE FILE` a line, in load order.
-/// `STAGE` is [`STAGE_BOOT`] or [`STAGE_LATE`].
+/// `STAGE` is [`STAGE_BOOT`], [`STAGE_NET`] or [`STAGE_LATE`].
 pub const MODULE_LIST: &str = "modules/load";
 /// Modules without which there is no channel and no root: loaded first.
 pub const STAGE_BOOT: &str = "boot";
-/// Modules that may come after the agent's first answer: network, random numbers.
+/// Modules of the network device: loaded when the host configures one, on which it waits.
+pub const STAGE_NET: &str = "net";
+/// Modules on which nobody waits: random numbers, other transports.
 pub const STAGE_LATE: &str = "late";
 
 /// The name of the virtio-serial port that carries the agent channel; the guest finds it as

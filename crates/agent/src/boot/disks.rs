@@ -4,27 +4,48 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::cmdline::BootConfig;
 use super::error::{BootError, Result};
 
 /// Disks are there when their driver is loaded; this is for hosts that plug them a moment later.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The device file of the disk named `wanted`, waiting a moment for it.
-pub(super) fn find(wanted: &str) -> Result<PathBuf> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let disks = scan(Path::new("/sys/block"));
-        if let Some(name) = choose(&disks, wanted) {
-            return Ok(Path::new("/dev").join(name));
+/// The device files of this machine's disks.
+#[derive(Debug)]
+pub(super) struct Disks {
+    pub(super) base: PathBuf,
+    pub(super) system: Option<PathBuf>,
+    pub(super) modules: Option<PathBuf>,
+}
+
+impl Disks {
+    /// Finds them all, waiting a moment for those that are not there yet. Reading a serial asks the host, so all
+    /// are looked for in one look.
+    pub(super) fn find(config: &BootConfig) -> Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let disks = scan(Path::new("/sys/block"));
+            match Self::among(&disks, config) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                found => return found,
+            }
         }
-        if Instant::now() >= deadline {
-            return Err(BootError::Missing(format!(
-                "there is no disk '{wanted}' among {}",
-                describe(&disks)
-            )));
-        }
-        std::thread::sleep(PAUSE);
+    }
+
+    fn among(disks: &[Disk], config: &BootConfig) -> Result<Self> {
+        let device = |wanted: &str| match choose(disks, wanted) {
+            Some(name) => Ok(Path::new("/dev").join(name)),
+            None => {
+                let there = describe(disks);
+                Err(BootError::Missing(format!("there is no disk '{wanted}' among {there}")))
+            }
+        };
+        Ok(Self {
+            base: device(&config.base)?,
+            system: config.system.as_deref().map(device).transpose()?,
+            modules: config.modules.as_deref().map(device).transpose()?,
+        })
     }
 }
 

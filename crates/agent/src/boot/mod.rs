@@ -21,6 +21,7 @@ mod root;
 mod shutdown;
 mod sys;
 
+use disks::Disks;
 pub use error::BootError;
 use error::Result;
 use modules::ModuleDir;
@@ -80,14 +81,14 @@ fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
         dir.load(boot::STAGE_BOOT)?;
     }
     steps.done("modules");
-    let modules_disk = config.modules.as_deref().map(disks::find).transpose()?;
-    let first_boot = root::assemble(&config)?;
+    let disks = Disks::find(&config)?;
+    let first_boot = root::assemble(&config, &disks)?;
     steps.done("disks");
     root::enter()?;
     root::furnish()?;
     steps.done("root");
-    if let Some(disk) = modules_disk
-        && let Err(error) = root::mount_modules(&disk)
+    if let Some(disk) = &disks.modules
+        && let Err(error) = root::mount_modules(disk)
     {
         console::say(&error.to_string());
     }
@@ -123,26 +124,41 @@ pub fn init_kind() -> InitKind {
     if std::env::var_os(handover::INIT).is_some() { InitKind::Image } else { InitKind::Agent }
 }
 
-/// Loads the modules that were left for after the first answer (network, random numbers, vsock), and brings loopback
-/// up. Call it on a thread of its own once Hello is answered; only the first call works, others wait for it.
+/// Loads the modules on which nobody waits (random numbers, vsock) and brings loopback up. Call it on a thread of
+/// its own once Hello is answered.
 ///
 /// # Errors
 /// A sentence naming the module that the kernel refused.
 pub fn load_late_modules() -> Result<(), BootError> {
-    static DONE: Mutex<bool> = Mutex::new(false);
-    let mut done = DONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if *done {
+    load_once(boot::STAGE_LATE)?;
+    network::loopback()
+}
+
+/// Loads a stage that was left for after the first answer; only the first call works, others wait for it.
+fn load_once(stage: &'static str) -> Result<(), BootError> {
+    struct Left {
+        dir: Option<ModuleDir>,
+        loaded: Vec<&'static str>,
+    }
+    static LEFT: Mutex<Option<Left>> = Mutex::new(None);
+    let mut left = LEFT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let left = match &mut *left {
+        Some(left) => left,
+        none => none.insert(Left { dir: left_modules()?, loaded: Vec::new() }),
+    };
+    if left.loaded.contains(&stage) {
         return Ok(());
     }
-    *done = true;
+    left.loaded.push(stage);
+    left.dir.as_ref().map_or(Ok(()), |dir| dir.load(stage))
+}
+
+/// The directory of modules that process 1 left open.
+fn left_modules() -> Result<Option<ModuleDir>, BootError> {
     let fd = std::env::var(handover::MODULES_FD).ok().and_then(|fd| fd.parse().ok());
-    if let Some(fd) = fd {
-        let fd = sys::inherited_fd(fd).map_err(BootError::os("find the modules that process 1 left"))?;
-        let dir = ModuleDir::from_fd(fd)?;
-        dir.load(boot::STAGE_LATE)?;
-        dir.discard();
-    }
-    network::loopback()
+    let Some(fd) = fd else { return Ok(None) };
+    let fd = sys::inherited_fd(fd).map_err(BootError::os("find the modules that process 1 left"))?;
+    ModuleDir::from_fd(fd).map(Some)
 }
 
 /// Steps the wall clock.
@@ -171,13 +187,14 @@ pub fn add_entropy(bytes: &[u8]) -> Result<(), BootError> {
     sys::add_entropy(&pool, bytes).map_err(BootError::os("credit random bytes"))
 }
 
-/// Brings the network up: loopback, address, default route, MTU, `/etc/resolv.conf`. Blocks: loads the late modules
-/// first if that has not been done, and waits a few seconds for the device.
+/// Brings the network up: loopback, address, default route, MTU, `/etc/resolv.conf`. Blocks: loads the device's
+/// modules first if that has not been done, and waits a few seconds for the device.
 ///
 /// # Errors
 /// `invalid_argument` for an address that is none; a sentence when the device does not come or the kernel refuses.
 pub fn configure_network(config: &NetworkConfig) -> Result<(), BootError> {
-    load_late_modules()?;
+    load_once(boot::STAGE_NET)?;
+    network::loopback()?;
     network::configure(config)
 }
 

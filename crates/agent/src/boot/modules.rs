@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use banger_protocol::boot;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::error::{BootError, Result};
 
@@ -48,17 +48,6 @@ impl ModuleDir {
             }
         }
         Ok(())
-    }
-
-    /// Gives the memory of the files back; they are loaded.
-    pub(super) fn discard(&self) {
-        let Ok(list) = self.list() else { return };
-        for line in list.lines() {
-            if let Some((_, file)) = line.split_once(' ') {
-                let _ = rustix::fs::unlinkat(&self.0, file, AtFlags::empty());
-            }
-        }
-        let _ = rustix::fs::unlinkat(&self.0, list_name(), AtFlags::empty());
     }
 
     fn list(&self) -> Result<String> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::cmdline::BootConfig;
-use super::disks;
+use super::disks::Disks;
 use super::error::{BootError, Result};
 
 /// Where the pieces are put together, in the initramfs.
@@ -29,14 +29,14 @@ pub(super) fn mount_initramfs() -> Result<()> {
 }
 
 /// Mounts base and system disk and puts the overlay together. Says whether the system disk is new.
-pub(super) fn assemble(config: &BootConfig) -> Result<bool> {
+pub(super) fn assemble(config: &BootConfig, disks: &Disks) -> Result<bool> {
     for dir in [BASE, SYSTEM, ROOT] {
         make_dir(dir, 0o755)?;
     }
-    attach(&disks::find(&config.base)?, BASE, &config.base_fs, MountFlags::RDONLY, "")?;
-    match &config.system {
+    attach(&disks.base, BASE, &config.base_fs, MountFlags::RDONLY, "")?;
+    match &disks.system {
         // What a boot that was cut off left in the journal is replayed by the mount.
-        Some(disk) => attach(&disks::find(disk)?, SYSTEM, "ext4", MountFlags::empty(), "")?,
+        Some(disk) => attach(disk, SYSTEM, "ext4", MountFlags::empty(), "")?,
         None => attach("tmpfs", SYSTEM, "tmpfs", MountFlags::empty(), "mode=0755")?,
     }
     let (upper, work) = (format!("{SYSTEM}/upper"), format!("{SYSTEM}/work"));

@@ -14,9 +14,11 @@ use crate::error::ImageError;
 /// this order is the one that loads.
 const BOOT: &[&str] =
     &["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_console", "squashfs", "ext4", "overlay"];
-/// What may come after the agent's first answer.
-const LATE: &[&str] = &["virtio_net", "virtio_rng", "vmw_vsock_virtio_transport"];
-/// Drivers of the second stage that a guest can do without.
+/// The network device.
+const NET: &[&str] = &["virtio_net"];
+/// On which nobody waits.
+const LATE: &[&str] = &["virtio_rng", "vmw_vsock_virtio_transport"];
+/// Drivers that a guest can do without.
 const OPTIONAL: &[&str] = &["virtio_rng", "vmw_vsock_virtio_transport"];
 /// No module that a guest loads here is anywhere near this large.
 const MODULE_MAX: u64 = 32 << 20;
@@ -58,8 +60,10 @@ fn resolve(dep: &str, builtin: &str, release: &str) -> Result<Vec<Step>> {
         .collect();
     let builtin: Vec<String> = builtin.lines().map(module_name).collect();
     let mut steps: Vec<Step> = Vec::new();
-    let wanted = BOOT.iter().map(|name| (boot::STAGE_BOOT, *name));
-    for (stage, name) in wanted.chain(LATE.iter().map(|name| (boot::STAGE_LATE, *name))) {
+    let stages = [(boot::STAGE_BOOT, BOOT), (boot::STAGE_NET, NET), (boot::STAGE_LATE, LATE)];
+    for (stage, name) in
+        stages.iter().flat_map(|(stage, names)| names.iter().map(move |name| (*stage, *name)))
+    {
         if builtin.iter().any(|have| have == name) {
             continue;
         }
@@ -135,7 +139,8 @@ mod tests {
             ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_console", "squashfs", "overlay"]
         );
         // And the second what is left, its dependencies first, a dash in a file name no obstacle
-        assert_eq!(paths(boot::STAGE_LATE, &steps), ["failover", "net_failover", "virtio_net", "virtio_rng"]);
+        assert_eq!(paths(boot::STAGE_NET, &steps), ["failover", "net_failover", "virtio_net"]);
+        assert_eq!(paths(boot::STAGE_LATE, &steps), ["virtio_rng"]);
     }
 
     #[test]
@@ -147,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_kernel_with_everything_built_in_loads_nothing() {
-        let builtin: String = BOOT.iter().chain(LATE).map(|name| format!("kernel/{name}.ko\n")).collect();
+        let builtin: String = BOOT.iter().chain(NET).chain(LATE).map(|name| format!("kernel/{name}.ko\n")).collect();
         assert_eq!(resolve("", &builtin, "6.1").unwrap(), []);
     }
 
