@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn a_kernel_with_everything_built_in_loads_nothing() {
-        let builtin: String = BOOT.iter().chain(NET).chain(LATE).map(|name| format!("kernel/{name}.ko\n")).collect();
+        let builtin: String =
+            BOOT.iter().chain(NET).chain(LATE).map(|name| format!("kernel/{name}.ko\n")).collect();
         assert_eq!(resolve("", &builtin, "6.1").unwrap(), []);
     }
 
