@@ -46,12 +46,17 @@ impl Terminal {
         let end = || Stdio::from(far.try_clone().expect("one more descriptor"));
         let mut command = program.env("TERM", "xterm").into_command();
         command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: between fork and exec only two system calls are made, on descriptors that are
-        // open in the child; nothing allocates or takes a lock.
+        // SAFETY: between fork and exec only system calls are made, on descriptors that are open in
+        // the child and on its own signals; nothing allocates or takes a lock.
         unsafe {
             command.pre_exec(|| {
                 rustix::process::setsid()?;
                 rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+                // A suite that runs in the background of a script was told to ignore the keyboard;
+                // whoever sits at a terminal was not.
+                for signal in [libc::SIGINT, libc::SIGQUIT] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 Ok(())
             });
         }
