@@ -20,6 +20,15 @@ use crate::startup::Dirs;
 /// The one distribution that can be built.
 const DEBIAN: &str = "debian";
 
+/// What a build makes of an image that has the name already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// It is what was wanted.
+    Keep,
+    /// The name moves on to the new one.
+    Replace,
+}
+
 /// Images and kernels.
 #[derive(Debug)]
 pub(crate) struct Artifacts {
@@ -112,7 +121,7 @@ impl Artifacts {
             minimal: false,
         };
         op.notice(format!("image '{name}' is not here yet: building it once, which takes a minute or two"));
-        self.build_if(op, &request, |existing| existing.is_none()).await
+        self.build_named(op, &request, Existing::Keep).await
     }
 
     /// Builds an image; one of the same name is replaced.
@@ -120,24 +129,21 @@ impl Artifacts {
     /// # Errors
     /// `invalid_argument`, `unavailable`, `cancelled`.
     pub(crate) async fn build(&self, op: &Op, request: &BuildImage) -> Result<Image> {
-        self.build_if(op, request, |_| true).await
+        self.build_named(op, request, Existing::Replace).await
     }
 
-    async fn build_if(
-        &self,
-        op: &Op,
-        request: &BuildImage,
-        wanted: impl Fn(Option<&Image>) -> bool,
-    ) -> Result<Image> {
+    async fn build_named(&self, op: &Op, request: &BuildImage, existing: Existing) -> Result<Image> {
         if request.distro != DEBIAN {
             return Err(Error::invalid(format!("'{}' cannot be built", request.distro.escape_debug()))
                 .with_hint("the only distribution is 'debian'; take others in with 'banger image import'"));
         }
         let name = request.name.clone().map_or_else(|| DEBIAN.parse(), Ok)?;
         let _flight = self.flight(op, format!("image {name}")).await?;
-        let existing = self.named(&name)?;
-        if let Some(found) = existing.as_ref().filter(|_| !wanted(existing.as_ref())) {
-            return Ok(found.clone());
+        // Looked at again with the lock held: somebody else may have built it meanwhile.
+        if existing == Existing::Keep
+            && let Some(found) = self.named(&name)?
+        {
+            return Ok(found);
         }
         let spec = BuildSpec {
             release: Some(request.release.clone().unwrap_or_else(|| DEFAULT_RELEASE.to_owned())),

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use banger_model::{
-    DriverKind, Error, ErrorCode, MachineShape, NetworkMode, Result, Vm, VmId, VmName, VmState,
-};
+use banger_model::{DriverKind, Error, MachineShape, NetworkMode, Result, Vm, VmId, VmName, VmState};
 use banger_protocol::api::CreateVm;
 use banger_vmm::choose;
 use jiff::Timestamp;
@@ -104,8 +102,7 @@ impl Vms {
         shape.validate()?;
         let network = request.network.unwrap_or(self.config.network.value);
         if network == NetworkMode::Bridge {
-            return Err(Error::new(ErrorCode::Unsupported, "bridge networking is not available yet")
-                .with_hint("use '--network user' or '--network none'"));
+            return Err(super::start::no_bridge());
         }
         if request.nat {
             return Err(Error::invalid(format!("--nat means nothing with '--network {network}'"))

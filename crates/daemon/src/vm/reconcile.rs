@@ -22,7 +22,7 @@ impl Vms {
     /// # Errors
     /// Only when the database fails; what goes wrong with one VM is its own `last_error`.
     pub(crate) async fn reconcile(self: &Arc<Self>) -> Result<()> {
-        remove_children(&self.dirs.state.scratch(), |_| true);
+        remove_children(&self.dirs.state.scratch());
         let vms = self.store.vms()?;
         let known: HashSet<String> = vms.iter().map(|vm| vm.id.to_string()).collect();
         for vm in vms {
@@ -117,8 +117,8 @@ fn children(dir: &Path) -> Vec<String> {
     entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 
-fn remove_children(dir: &Path, wanted: impl Fn(&str) -> bool) {
-    for name in children(dir).into_iter().filter(|n| wanted(n)) {
+fn remove_children(dir: &Path) {
+    for name in children(dir) {
         let path = dir.join(name);
         let gone = if path.is_dir() && !path.is_symlink() {
             std::fs::remove_dir_all(&path)

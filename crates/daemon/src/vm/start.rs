@@ -205,10 +205,7 @@ impl Vms {
     async fn start_network(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         match start.vm.network {
             NetworkMode::None => return Ok(()),
-            NetworkMode::Bridge => {
-                return Err(Error::new(ErrorCode::Unsupported, "bridge networking is not available yet")
-                    .with_hint("use '--network user' or '--network none'"));
-            }
+            NetworkMode::Bridge => return Err(no_bridge()),
             NetworkMode::User => {}
         }
         let network = UserNetwork::start(UserNetworkSpec {
@@ -351,6 +348,12 @@ impl Vms {
         let dir = self.dirs.state.vm(&start.vm.id);
         start.handles.save(&dir).map_err(|e| failed("write handles.json in", &dir, &e))
     }
+}
+
+/// The one sentence about what is not there yet.
+pub(super) fn no_bridge() -> Error {
+    Error::new(ErrorCode::Unsupported, "bridge networking is not available yet")
+        .with_hint("use '--network user' or '--network none'")
 }
 
 pub(super) fn make_dir(path: &std::path::Path) -> Result<()> {

@@ -40,11 +40,22 @@ impl Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
+    in_vm(&args.which.vm, args.exec, args.command, &args.terminal, context).await
+}
+
+/// Runs a command (or, without one, a login shell) in a VM and tells how it ended.
+pub(super) async fn in_vm(
+    vm: &str,
+    exec: ExecArgs,
+    command: Vec<OsString>,
+    terminal: &TerminalArgs,
+    context: &Context,
+) -> Result<u8> {
     let mut signals = Signals::all()?;
     let client = context.client()?;
-    let (request, raw) = args.exec.into_request(args.command, &args.terminal)?;
+    let (request, raw) = exec.into_request(command, terminal)?;
     let local = Local { raw, stdout_taken: context.output.json };
-    let ended = exec_stream::run(&client, &args.which.vm, &request, local, &mut signals).await?;
+    let ended = exec_stream::run(&client, vm, &request, local, &mut signals).await?;
     let status = status(&ended)?;
     if context.output.json {
         context.output.document(&document(&ended))?;
