@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use banger_image::kernel::DEFAULT_KERNEL;
 use banger_model::{Bytes, Error};
-use banger_network::passt;
 use banger_protocol::api::{Check, CheckStatus};
 use banger_vmm::kvm::KvmStatus;
 
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Setting};
 use crate::startup::Dirs;
-use crate::vm::Vms;
+use crate::vm::{Vms, capability};
 
 /// Programs that images and disks are made with, and the Debian packages that have them.
 const TOOLS: &[(&str, &str, &str)] = &[
@@ -66,7 +65,9 @@ pub(crate) async fn run(
         ),
         Err(error) => fail("image", error),
     });
-    checks.push(network().await);
+    for check in capability::ALL.iter().filter_map(|c| c.doctor) {
+        checks.push(check().await);
+    }
     checks.extend(TOOLS.iter().map(|(tool, package, without)| program(tool, package, without)));
     checks
         .push(ok("daemon", format!("pid {}, state in {}", std::process::id(), dirs.state.path().display())));
@@ -74,7 +75,8 @@ pub(crate) async fn run(
     checks
 }
 
-fn ok(name: &str, detail: String) -> Check {
+/// A check that passed.
+pub(crate) fn ok(name: &str, detail: String) -> Check {
     Check { name: name.to_owned(), status: CheckStatus::Ok, detail, hint: None }
 }
 
@@ -82,7 +84,8 @@ fn warn(name: &str, detail: String, hint: String) -> Check {
     Check { name: name.to_owned(), status: CheckStatus::Warn, detail, hint: Some(hint) }
 }
 
-fn fail(name: &str, error: Error) -> Check {
+/// A check that failed.
+pub(crate) fn fail(name: &str, error: Error) -> Check {
     Check { name: name.to_owned(), status: CheckStatus::Fail, detail: error.message, hint: error.hint }
 }
 
@@ -127,17 +130,6 @@ fn agent_binary(agent: &Path) -> Check {
             Error::unavailable(format!("the guest agent {} is missing", agent.display()))
                 .with_hint("install banger again ('make install'): bangerd and banger-agent belong together"),
         )
-    }
-}
-
-async fn network() -> Check {
-    let found = async {
-        let program = passt::locate(std::env::var_os("PATH").as_deref())?;
-        passt::check(&program).await
-    };
-    match found.await {
-        Ok(info) => ok("network", format!("{} ({})", info.program.display(), info.version)),
-        Err(error) => fail("network", error.into()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `create` | a VM from nothing, all or nothing |
 //! | `start` | the table of start steps, each with its undo |
+//! | `capability` | optional abilities, plugged in by hooks |
 //! | `stop` | stop, kill, delete and the teardown they share |
 //! | `live` | machines that run: agent session, and what happens when one ends |
 //! | `reconcile` | what a new daemon makes of what an old one left |
@@ -11,6 +12,7 @@
 //!
 //! A VM's lock is held over a lifecycle operation, never over guest I/O.
 
+pub(crate) mod capability;
 mod create;
 mod handles;
 mod live;

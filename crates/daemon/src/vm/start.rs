@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use banger_channel::Session;
 use banger_image::SystemDisk;
 use banger_image::kernel::BootFiles;
-use banger_model::{Boot, BootKind, Error, ErrorCode, LastError, NetworkMode, Result, Vm, VmState};
-use banger_network::{UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
-use banger_protocol::agent::{AgentHello, Request};
-use banger_vmm::{Disk, DiskRole, ExitInfo, Machine, MachineSpec, NetDevice};
+use banger_model::{Boot, BootKind, Error, ErrorCode, LastError, Result, Vm, VmState};
+use banger_protocol::agent::AgentHello;
+use banger_vmm::{Disk, DiskRole, ExitInfo, Machine, MachineSpec};
 use futures_util::future::BoxFuture;
 
+use super::capability::{self, Context, Hooks, StepName};
 use super::handles::Handles;
 use super::live::{boot_failed, greet};
 use super::{VmLock, Vms};
@@ -27,8 +27,8 @@ struct Start<'a> {
     files: Option<BootFiles>,
     handles: Handles,
     made_disk: bool,
-    network: Option<UserNetworkHandle>,
-    config: Option<banger_protocol::agent::NetworkConfig>,
+    /// The hooks of [`capability::ALL`], in its order.
+    plugged: Vec<Box<dyn Hooks>>,
     machine: Option<Arc<dyn Machine>>,
     agent: Option<(Session, AgentHello)>,
     boot: Option<Boot>,
@@ -36,44 +36,82 @@ struct Start<'a> {
 
 type Run = for<'a> fn(&'a Arc<Vms>, &'a mut Start<'_>) -> BoxFuture<'a, Result<()>>;
 
+/// One step of a start.
+#[derive(Clone, Copy)]
 struct Step {
-    name: &'static str,
-    message: &'static str,
-    run: Run,
-    undo: Option<Run>,
+    name: StepName,
+    work: Work,
 }
 
-/// In order. The crash tests and `--timings` know the steps by these names.
-const STEPS: &[Step] = &[
-    Step { name: "preflight", message: "checking", run: |v, s| Box::pin(v.preflight(s)), undo: None },
-    Step {
-        name: "system_disk",
-        message: "making the system disk",
-        run: |v, s| Box::pin(v.make_disk(s)),
-        undo: Some(|v, s| Box::pin(v.unmake_disk(s))),
-    },
-    Step {
-        name: "runtime_dir",
-        message: "making room for sockets",
-        run: |v, s| Box::pin(v.make_runtime_dir(s)),
-        undo: Some(|v, s| Box::pin(async move { v.tear_down(&s.vm.id).await })),
-    },
-    Step {
-        name: "network",
-        message: "setting up the network",
-        run: |v, s| Box::pin(v.start_network(s)),
-        undo: None,
-    },
-    Step { name: "launch", message: "launching the machine", run: |v, s| Box::pin(v.launch(s)), undo: None },
-    Step { name: "boot", message: "booting", run: |v, s| Box::pin(v.await_agent(s)), undo: None },
-    Step {
-        name: "guest_network",
-        message: "configuring the guest's network",
-        run: |v, s| Box::pin(v.configure_guest(s)),
-        undo: None,
-    },
-    Step { name: "record", message: "recording", run: |v, s| Box::pin(v.record_running(s)), undo: None },
+/// What a step does.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Something that every start needs.
+    Own { run: Run, undo: Option<Run> },
+    /// A hook of the capability with this index.
+    PrepareHost(usize),
+    /// A hook of the capability with this index.
+    ConfigureGuest(usize),
+}
+
+/// A line of the table.
+enum Line {
+    Step(Step),
+    /// Here each capability prepares the host.
+    PrepareHost,
+    /// Here each capability that wants to configures the guest.
+    ConfigureGuest,
+}
+
+const fn own(name: &'static str, message: &'static str, run: Run, undo: Option<Run>) -> Line {
+    Line::Step(Step { name: StepName { name, message }, work: Work::Own { run, undo } })
+}
+
+/// In order.
+const TABLE: &[Line] = &[
+    own("preflight", "checking", |v, s| Box::pin(v.preflight(s)), None),
+    own(
+        "system_disk",
+        "making the system disk",
+        |v, s| Box::pin(v.make_disk(s)),
+        Some(|v, s| Box::pin(v.unmake_disk(s))),
+    ),
+    own(
+        "runtime_dir",
+        "making room for sockets",
+        |v, s| Box::pin(v.make_runtime_dir(s)),
+        Some(|v, s| Box::pin(async move { v.tear_down(&s.vm.id).await })),
+    ),
+    Line::PrepareHost,
+    own(
+        "launch",
+        "launching the machine",
+        |v, s| Box::pin(v.launch(s)),
+        // Nothing that a capability made is taken from under a machine that still runs.
+        Some(|v, s| Box::pin(async move { v.tear_down(&s.vm.id).await })),
+    ),
+    own("boot", "booting", |v, s| Box::pin(v.await_agent(s)), None),
+    Line::ConfigureGuest,
+    own("record", "recording", |v, s| Box::pin(v.record_running(s)), None),
 ];
+
+/// The steps of every start. The crash tests and `--timings` know them by these names.
+fn steps() -> Vec<Step> {
+    let capabilities = || capability::ALL.iter().enumerate();
+    let mut steps = Vec::new();
+    for line in TABLE {
+        match line {
+            Line::Step(step) => steps.push(*step),
+            Line::PrepareHost => steps
+                .extend(capabilities().map(|(i, c)| Step { name: c.host_step, work: Work::PrepareHost(i) })),
+            Line::ConfigureGuest => steps.extend(
+                capabilities()
+                    .filter_map(|(i, c)| Some(Step { name: c.guest_step?, work: Work::ConfigureGuest(i) })),
+            ),
+        }
+    }
+    steps
+}
 
 impl Vms {
     /// Starts a VM that is not running.
@@ -108,8 +146,7 @@ impl Vms {
             files: None,
             handles: Handles::default(),
             made_disk: false,
-            network: None,
-            config: None,
+            plugged: capability::ALL.iter().map(|c| (c.plug)()).collect(),
             machine: None,
             agent: None,
             boot: None,
@@ -132,30 +169,57 @@ impl Vms {
     }
 
     async fn run_steps(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        for (index, step) in STEPS.iter().enumerate() {
-            start.op.stage(step.name, format!("{} ({})", step.message, start.vm.name), None);
+        let steps = steps();
+        for (index, Step { name: StepName { name, message }, work }) in steps.iter().enumerate() {
+            start.op.stage(name, format!("{message} ({})", start.vm.name), None);
             let began = Instant::now();
             let op = start.op;
-            let outcome = op.or_cancelled((step.run)(self, start)).await;
-            op.timed(step.name, began.elapsed());
+            let outcome = op.or_cancelled(self.run_step(work, start)).await;
+            op.timed(name, began.elapsed());
             if let Err(error) = outcome {
-                tracing::warn!(step = step.name, %error, "a start step failed; undoing");
-                return Err(self.undo(start, index, error).await);
+                tracing::warn!(step = name, %error, "a start step failed; undoing");
+                let begun = steps.get(..=index).unwrap_or_default();
+                return Err(self.undo(start, begun, error).await);
             }
         }
         Ok(())
     }
 
+    async fn run_step(self: &Arc<Self>, work: &Work, start: &mut Start<'_>) -> Result<()> {
+        match work {
+            Work::Own { run, .. } => run(self, start).await,
+            Work::PrepareHost(index) => self.prepare_host(start, *index).await,
+            Work::ConfigureGuest(index) => match (start.plugged.get_mut(*index), &start.agent) {
+                (Some(hooks), Some((agent, _))) => hooks.configure_guest(agent).await,
+                _ => Err(Error::internal("a guest without an agent")),
+            },
+        }
+    }
+
     /// Undoes the failing step and all before it; the failing one may have half succeeded.
-    async fn undo(self: &Arc<Self>, start: &mut Start<'_>, failed: usize, mut error: Error) -> Error {
-        for step in STEPS.iter().take(failed + 1).rev() {
-            let Some(undo) = step.undo else { continue };
-            if let Err(also) = undo(self, start).await {
-                tracing::error!(step = step.name, error = %also, "an undo failed");
-                error.message = format!("{}; and undoing '{}' failed: {also}", error.message, step.name);
+    async fn undo(self: &Arc<Self>, start: &mut Start<'_>, begun: &[Step], mut error: Error) -> Error {
+        for Step { name: StepName { name, .. }, work } in begun.iter().rev() {
+            let undone = match work {
+                Work::Own { undo: Some(undo), .. } => undo(self, start).await,
+                Work::PrepareHost(index) => match start.capability(self, *index) {
+                    Some((hooks, cx)) => hooks.undo_prepare_host(cx).await,
+                    None => Ok(()),
+                },
+                Work::Own { undo: None, .. } | Work::ConfigureGuest(_) => Ok(()),
+            };
+            if let Err(also) = undone {
+                tracing::error!(step = name, error = %also, "an undo failed");
+                error.message = format!("{}; and undoing '{name}' failed: {also}", error.message);
             }
         }
         error
+    }
+
+    async fn prepare_host(self: &Arc<Self>, start: &mut Start<'_>, index: usize) -> Result<()> {
+        if let Some((hooks, cx)) = start.capability(self, index) {
+            hooks.prepare_host(cx).await?;
+        }
+        self.save_handles(start)
     }
 
     async fn preflight(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
@@ -169,6 +233,11 @@ impl Vms {
         }
         self.artifacts.image_file(&vm.image_digest)?;
         start.files = Some(self.artifacts.boot_files(&vm.kernel).await?);
+        for index in 0..start.plugged.len() {
+            if let Some((hooks, cx)) = start.capability(self, index) {
+                hooks.preflight(cx).await?;
+            }
+        }
         Ok(())
     }
 
@@ -202,26 +271,6 @@ impl Vms {
         self.save_handles(start)
     }
 
-    async fn start_network(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        match start.vm.network {
-            NetworkMode::None => return Ok(()),
-            NetworkMode::Bridge => return Err(no_bridge()),
-            NetworkMode::User => {}
-        }
-        let network = UserNetwork::start(UserNetworkSpec {
-            vm_id: start.vm.id.clone(),
-            host_access: start.vm.host_access,
-            log: self.dirs.state.vm(&start.vm.id).join("network.log"),
-            passt: passt::locate(std::env::var_os("PATH").as_deref())?,
-            guard: guard::locate(&self.companions)?,
-        })
-        .await?;
-        start.handles.network.clone_from(&network.processes);
-        start.config = Some(network.config.clone());
-        start.network = Some(network);
-        self.save_handles(start)
-    }
-
     async fn launch(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         self.launch_machine(start, false).await
     }
@@ -239,7 +288,7 @@ impl Vms {
         if let Some(path) = files.modules.clone() {
             disks.push(Disk { role: DiskRole::Modules, path, read_only: true });
         }
-        let spec = MachineSpec {
+        let mut spec = MachineSpec {
             id: vm.id.clone(),
             name: vm.name.clone(),
             shape: vm.shape,
@@ -247,14 +296,14 @@ impl Vms {
             kernel: files.kernel.clone(),
             initramfs: files.initramfs.clone(),
             disks,
-            network: start
-                .network
-                .take()
-                .map(|n| NetDevice { mac: n.config.mac.clone(), backend: n.backend }),
+            network: None,
             runtime_dir: self.dirs.runtime.vm(&vm.id),
             log_dir: dir,
             verbose_console,
         };
+        for hooks in &mut start.plugged {
+            hooks.contribute_to_machine(vm, &mut spec)?;
+        }
         let machine = self.driver(vm.driver)?.launch(spec).await?;
         start.handles.machine = Some(machine.handle().clone());
         start.machine = Some(machine);
@@ -276,7 +325,9 @@ impl Vms {
             self.tear_down(&start.vm.id).await?;
             start.handles = Handles::default();
             self.make_runtime_dir(start).await?;
-            self.start_network(start).await?;
+            for index in 0..start.plugged.len() {
+                self.prepare_host(start, index).await?;
+            }
             self.launch_machine(start, true).await?;
             if !self.answered(start, limit).await? {
                 let tail = self.console_tail(&start.vm.id).await;
@@ -320,14 +371,6 @@ impl Vms {
         boot_failed(&start.vm, exit.reason.as_str(), &tail)
     }
 
-    async fn configure_guest(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        let (Some(config), Some((session, _))) = (start.config.clone(), start.agent.as_ref()) else {
-            return Ok(());
-        };
-        session.call(&Request::ConfigureNetwork(config)).await?;
-        Ok(())
-    }
-
     async fn record_running(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let (Some(machine), Some((session, hello))) = (start.machine.take(), start.agent.take()) else {
             return Err(Error::internal("a start without a machine"));
@@ -347,6 +390,18 @@ impl Vms {
     fn save_handles(&self, start: &Start<'_>) -> Result<()> {
         let dir = self.dirs.state.vm(&start.vm.id);
         start.handles.save(&dir).map_err(|e| failed("write handles.json in", &dir, &e))
+    }
+}
+
+impl Start<'_> {
+    /// A capability's hooks, and what they may use.
+    fn capability<'s>(
+        &'s mut self,
+        vms: &'s Arc<Vms>,
+        index: usize,
+    ) -> Option<(&'s mut Box<dyn Hooks>, Context<'s>)> {
+        let hooks = self.plugged.get_mut(index)?;
+        Some((hooks, Context { vms, vm: &self.vm, handles: &mut self.handles }))
     }
 }
 

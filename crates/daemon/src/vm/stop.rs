@@ -9,6 +9,7 @@ use banger_protocol::agent::{Request, ShutdownMode};
 use banger_vmm::Signal;
 use banger_vmm::process::{ProcessId, find_marked};
 
+use super::capability;
 use super::handles::Handles;
 use super::live::Live;
 use super::start::failed;
@@ -181,14 +182,18 @@ impl Vms {
         }
         if let Some(handles) = &handles {
             processes.extend(handles.machine.iter().map(|m| m.process.clone()));
-            processes.extend(handles.network.iter().cloned());
             // A process that was started and not yet written down carries the VM's mark.
             processes.extend(find_marked(id).unwrap_or_default());
         }
         let mut errors: Vec<String> = Vec::new();
-        for process in processes {
-            if let Err(error) = end_process(&process).await {
-                errors.push(error.to_string());
+        if let Err(error) = end_all(&processes).await {
+            errors.push(error.to_string());
+        }
+        if let Some(handles) = &handles {
+            for cleanup in capability::ALL.iter().rev().filter_map(|c| c.cleanup) {
+                if let Err(error) = cleanup(handles).await {
+                    errors.push(error.to_string());
+                }
             }
         }
         if let Err(error) = remove_tree(&self.dirs.runtime.vm(id)) {
@@ -231,6 +236,17 @@ async fn flush(live: &Live) {
         Ok(Err(error)) => tracing::warn!(%error, "the guest could not flush its file systems"),
         Err(_) => tracing::warn!("the guest did not flush its file systems in time"),
     }
+}
+
+/// Ends each of them, also when one before it could not be ended.
+pub(super) async fn end_all(processes: &[ProcessId]) -> Result<()> {
+    let mut errors: Vec<String> = Vec::new();
+    for process in processes {
+        if let Err(error) = end_process(process).await {
+            errors.push(error.to_string());
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
 }
 
 /// SIGKILL, and wait until it is gone: nothing it held may be used again before.

@@ -1,0 +1,80 @@
+//! Optional abilities of a VM, plugged into its life by hooks. Start, teardown and doctor run the hooks in the order of
+//! [`ALL`] and know no ability by name. An ability must never keep anything between two starts but in the VM's record,
+//! its directory or `handles.json`.
+
+mod network;
+
+use std::sync::Arc;
+
+use banger_channel::Session;
+use banger_model::{Error, Result, Vm};
+use banger_protocol::api::Check;
+use banger_vmm::MachineSpec;
+use futures_util::future::BoxFuture;
+
+use super::Vms;
+use super::handles::Handles;
+
+/// All of them. Hooks run in this order, undos in the reverse one.
+pub(crate) const ALL: &[Capability] = &[network::CAPABILITY];
+
+/// One ability: the names of its start steps, and how to get its hooks for one start.
+#[derive(Debug)]
+pub(crate) struct Capability {
+    /// The step that runs [`Hooks::prepare_host`].
+    pub(super) host_step: StepName,
+    /// The step that runs [`Hooks::configure_guest`], if it has any use for that.
+    pub(super) guest_step: Option<StepName>,
+    /// Its hooks for one start.
+    pub(super) plug: fn() -> Box<dyn Hooks>,
+    /// Releases what it holds on the host by `handles.json`. Part of every teardown, whatever failed before it.
+    pub(super) cleanup: Option<Cleanup>,
+    /// Whether it would work on this host.
+    pub(crate) doctor: Option<fn() -> BoxFuture<'static, Check>>,
+}
+
+/// See [`Capability::cleanup`].
+pub(super) type Cleanup = for<'a> fn(&'a Handles) -> BoxFuture<'a, Result<()>>;
+
+/// How a step is called by machines and by people.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepName {
+    /// A stable word.
+    pub(super) name: &'static str,
+    /// What it does.
+    pub(super) message: &'static str,
+}
+
+/// What a hook may use.
+pub(super) struct Context<'a> {
+    /// The service.
+    pub(super) vms: &'a Arc<Vms>,
+    /// The VM that is being started.
+    pub(super) vm: &'a Vm,
+    /// What will have to be torn down; the caller writes it to disk after the hook.
+    pub(super) handles: &'a mut Handles,
+}
+
+/// One ability during one start. A hook that has nothing to do for this VM does nothing.
+pub(super) trait Hooks: Send + Sync {
+    /// Refuses what cannot work, before anything is made.
+    fn preflight<'a>(&'a mut self, _cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Makes what it needs on the host. Runs again after a teardown when a boot is tried once more.
+    fn prepare_host<'a>(&'a mut self, cx: Context<'a>) -> BoxFuture<'a, Result<()>>;
+
+    /// Removes what [`Hooks::prepare_host`] made and no teardown knows of. The machine is gone by then.
+    fn undo_prepare_host<'a>(&'a mut self, _cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Adds its devices to the machine.
+    fn contribute_to_machine(&mut self, vm: &Vm, spec: &mut MachineSpec) -> Result<(), Error>;
+
+    /// Tells the guest, once its agent has answered.
+    fn configure_guest<'a>(&'a mut self, _agent: &'a Session) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}

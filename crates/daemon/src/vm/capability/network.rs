@@ -1,0 +1,103 @@
+//! The network: passt and its guard on the host, a device in the machine, addresses in the guest.
+//! Must never keep its end of the backend's socket: the network ends when the VMM does.
+
+use std::path::PathBuf;
+
+use banger_channel::Session;
+use banger_model::{NetworkMode, Result, Vm};
+use banger_network::{UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
+use banger_protocol::agent::{NetworkConfig, Request};
+use banger_protocol::api::Check;
+use banger_vmm::{MachineSpec, NetDevice};
+use futures_util::future::BoxFuture;
+
+use super::{Capability, Context, Hooks, StepName};
+use crate::doctor;
+use crate::vm::handles::Handles;
+use crate::vm::start::no_bridge;
+use crate::vm::stop::end_all;
+
+pub(super) const CAPABILITY: Capability = Capability {
+    host_step: StepName { name: "network", message: "setting up the network" },
+    guest_step: Some(StepName { name: "guest_network", message: "configuring the guest's network" }),
+    plug: || Box::<Network>::default(),
+    cleanup: Some(|held| Box::pin(cleanup(held))),
+    doctor: Some(|| Box::pin(check())),
+};
+
+#[derive(Default)]
+struct Network {
+    programs: Option<Programs>,
+    handle: Option<UserNetworkHandle>,
+    config: Option<NetworkConfig>,
+}
+
+struct Programs {
+    passt: PathBuf,
+    guard: PathBuf,
+}
+
+impl Hooks for Network {
+    fn preflight<'a>(&'a mut self, cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            match cx.vm.network {
+                NetworkMode::None => {}
+                NetworkMode::Bridge => return Err(no_bridge()),
+                NetworkMode::User => {
+                    let passt = passt::locate(std::env::var_os("PATH").as_deref())?;
+                    let guard = guard::locate(&cx.vms.companions)?;
+                    self.programs = Some(Programs { passt, guard });
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn prepare_host<'a>(&'a mut self, cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let Some(Programs { passt, guard }) = &self.programs else { return Ok(()) };
+            let network = UserNetwork::start(UserNetworkSpec {
+                vm_id: cx.vm.id.clone(),
+                host_access: cx.vm.host_access,
+                log: cx.vms.dirs.state.vm(&cx.vm.id).join("network.log"),
+                passt: passt.clone(),
+                guard: guard.clone(),
+            })
+            .await?;
+            cx.handles.network.clone_from(&network.processes);
+            self.config = Some(network.config.clone());
+            self.handle = Some(network);
+            Ok(())
+        })
+    }
+
+    fn contribute_to_machine(&mut self, _vm: &Vm, spec: &mut MachineSpec) -> Result<()> {
+        spec.network =
+            self.handle.take().map(|n| NetDevice { mac: n.config.mac.clone(), backend: n.backend });
+        Ok(())
+    }
+
+    fn configure_guest<'a>(&'a mut self, agent: &'a Session) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if let Some(config) = self.config.clone() {
+                agent.call(&Request::ConfigureNetwork(config)).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+async fn cleanup(held: &Handles) -> Result<()> {
+    end_all(&held.network).await
+}
+
+async fn check() -> Check {
+    let found = async {
+        let program = passt::locate(std::env::var_os("PATH").as_deref())?;
+        passt::check(&program).await
+    };
+    match found.await {
+        Ok(info) => doctor::ok("network", format!("{} ({})", info.program.display(), info.version)),
+        Err(error) => doctor::fail("network", error.into()),
+    }
+}
