@@ -63,6 +63,7 @@ impl Daemon {
         artifacts.sweep();
         vms.reconcile().await?;
         tokio::spawn(vms.clone().cap_consoles());
+        tokio::spawn(vms.clone().resume_stalled());
         let workspaces = Workspaces::new(store, dirs.state.scratch());
         let started = Instant::now();
         Ok(Arc::new(Self { dirs, config, agent, vms, artifacts, workspaces, started, shutdown }))

@@ -147,6 +147,10 @@ pub trait Machine: Send + Sync + Debug {
     /// When the socket is gone.
     async fn connect_agent(&self) -> Result<Box<dyn AgentIo>>;
 
+    /// Whether the VMM has halted the machine because the file of one of its disks cannot grow: the
+    /// host's disk is full. [`Machine::resume`] tries again what could not be written.
+    fn stalled(&self) -> bool;
+
     /// Halts the vCPUs.
     ///
     /// # Errors

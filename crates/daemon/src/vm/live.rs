@@ -34,8 +34,9 @@ impl Live {
     /// The session with the agent. Waits at most as long as an agent that works needs.
     ///
     /// # Errors
-    /// `guest_failed` when the agent does not answer.
+    /// `guest_failed` when the agent does not answer, `unavailable` while it waits for disk space.
     pub(crate) async fn agent(&self) -> Result<Session> {
+        self.not_stalled()?;
         let mut slot = self.session.lock().await;
         if let Some(session) = slot.as_ref().filter(|s| !s.is_closed()) {
             return Ok(session.clone());

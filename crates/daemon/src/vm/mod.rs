@@ -8,6 +8,7 @@
 //! | `stop` | stop, kill, delete and the teardown they share |
 //! | `live` | machines that run: agent session, and what happens when one ends |
 //! | `reconcile` | what a new daemon makes of what an old one left |
+//! | `space` | machines that wait for space on the host's disk |
 //! | `handles` | what must be torn down although nobody remembers it |
 //!
 //! A VM's lock is held over a lifecycle operation, never over guest I/O.
@@ -17,6 +18,7 @@ mod create;
 mod handles;
 mod live;
 mod reconcile;
+mod space;
 mod start;
 mod stop;
 
@@ -25,7 +27,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_model::{
-    DriverKind, Error, ErrorCode, NetworkMode, NetworkView, Result, Vm, VmId, VmState, VmView, resolve,
+    DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result, Vm, VmId, VmState, VmView,
+    resolve,
 };
 use banger_store::Store;
 use banger_vmm::Driver;
@@ -120,10 +123,13 @@ impl Vms {
     pub(crate) fn view(&self, vm: Vm) -> VmView {
         let live = self.live(&vm.id);
         let alive = live.as_ref().is_some_and(|l| l.machine().exited().is_none());
+        let stalled = live.as_ref().filter(|_| alive).and_then(|l| l.not_stalled().err());
         let state = match vm.state {
             VmState::Running | VmState::Paused if !alive => VmState::Stopped,
+            VmState::Running if stalled.is_some() => VmState::Paused,
             state => state,
         };
+        let stalled = stalled.map(|e| LastError { code: e.code, message: e.message });
         let guest_ip = (vm.network == NetworkMode::User && alive)
             .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_string());
         VmView {
@@ -143,7 +149,7 @@ impl Vms {
             created_at: vm.created_at,
             started_at: vm.started_at,
             boot: vm.boot,
-            last_error: vm.last_error,
+            last_error: stalled.or(vm.last_error),
         }
     }
 

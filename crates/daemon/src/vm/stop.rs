@@ -51,6 +51,7 @@ impl Vms {
             };
         };
         op.check()?;
+        live.not_stalled()?;
         self.store.modify_vm(id, |vm| vm.state = VmState::Stopping)?;
         op.stage("power_off", format!("powering off ({})", vm.name), None);
         if !powered_off(&live, timeout).await {
@@ -155,7 +156,12 @@ impl Vms {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("delete", &dir, &e)),
             _ => {}
         }
-        self.store.delete_vm(id)?;
+        if let Err(full) = self.store.delete_vm(id) {
+            // A full disk cannot even forget; what is deleted makes room for that.
+            tracing::warn!(vm_id = %id, error = %full, "deleting the files before the record");
+            remove_tree(&doomed)?;
+            self.store.delete_vm(id)?;
+        }
         remove_tree(&doomed)?;
         self.locks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(id);
         self.artifacts.collect();

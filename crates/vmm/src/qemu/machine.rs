@@ -5,18 +5,19 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use banger_model::{Accel, DriverKind};
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::arguments::{Descriptors, arguments};
 use super::clock::HostClock;
 use super::kernel_arguments::Boot;
-use super::qmp::{self, Qmp, QmpError};
+use super::qmp::{self, Heard, Qmp, QmpError};
 use super::sockets::{Cleanup, listen};
 use crate::process::{ProcessId, wait_pidfd};
 use crate::spawn::{Spawned, Standalone};
@@ -42,7 +43,7 @@ pub(super) struct QemuMachine {
 #[derive(Debug)]
 struct Control {
     connection: AsyncMutex<Option<Qmp>>,
-    reason: Arc<Mutex<ExitReason>>,
+    heard: Arc<Heard>,
 }
 
 pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock) -> Result<QemuMachine> {
@@ -73,8 +74,8 @@ pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock)
     // QEMU has its own copy now; ours would keep the network's other side from seeing its end.
     drop(spec.network.take());
 
-    let reason = Arc::new(Mutex::new(ExitReason::Unknown));
-    let connected = begin(&control_socket, &reason).await;
+    let heard = Arc::<Heard>::default();
+    let connected = begin(&control_socket, &heard).await;
     let connection = match connected {
         Ok(connection) => connection,
         Err(error) => return Err(explain(&spec, spawned, &log, log_start, error).await),
@@ -90,14 +91,13 @@ pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock)
         control_socket,
         agent_socket,
     };
-    let control = Control { connection: AsyncMutex::new(Some(connection)), reason };
+    let control = Control { connection: AsyncMutex::new(Some(connection)), heard };
     Ok(QemuMachine::watch(handle, control, pidfd))
 }
 
 pub(super) fn adopt(handle: &MachineHandle) -> Result<Option<QemuMachine>> {
     let Some(pidfd) = handle.process.open_pidfd()? else { return Ok(None) };
-    let reason = Arc::new(Mutex::new(ExitReason::Unknown));
-    let control = Control { connection: AsyncMutex::new(None), reason };
+    let control = Control { connection: AsyncMutex::new(None), heard: Arc::default() };
     let machine = QemuMachine::watch(handle.clone(), control, Some(pidfd));
     // At once, so that the machine's reason for ending is heard; but a VMM that does not answer
     // must not keep a daemon from starting.
@@ -106,8 +106,11 @@ pub(super) fn adopt(handle: &MachineHandle) -> Result<Option<QemuMachine>> {
     let name = handle.name.clone();
     tokio::spawn(async move {
         let Some(control) = control.upgrade() else { return };
-        if let Err(error) = control.execute(&socket, "query-status").await {
-            tracing::warn!(vm = %name, %error, "an adopted machine monitor does not answer yet");
+        match control.execute(&socket, "query-status").await {
+            Ok(status) => control.heard.status(&status),
+            Err(error) => {
+                tracing::warn!(vm = %name, %error, "an adopted machine monitor does not answer yet");
+            }
         }
     });
     Ok(Some(machine))
@@ -143,28 +146,28 @@ fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
     fd.try_clone().map_err(VmmError::file("duplicate", Path::new("the network descriptor")))
 }
 
-async fn connect(socket: &Path, reason: &Arc<Mutex<ExitReason>>) -> Result<Qmp, QmpError> {
+async fn connect(socket: &Path, heard: &Arc<Heard>) -> Result<Qmp, QmpError> {
     let stream = UnixStream::connect(socket).await.map_err(|_| QmpError::Closed)?;
-    Qmp::start(stream, Arc::clone(reason)).await
+    Qmp::start(stream, Arc::clone(heard)).await
 }
 
 /// Connects and lets the guest begin.
-async fn begin(socket: &Path, reason: &Arc<Mutex<ExitReason>>) -> Result<Qmp, QmpError> {
-    let qmp = connect(socket, reason).await?;
+async fn begin(socket: &Path, heard: &Arc<Heard>) -> Result<Qmp, QmpError> {
+    let qmp = connect(socket, heard).await?;
     qmp.execute("cont").await?;
     Ok(qmp)
 }
 
 impl Control {
-    async fn execute(&self, socket: &Path, command: &str) -> Result<(), QmpError> {
+    async fn execute(&self, socket: &Path, command: &str) -> Result<Value, QmpError> {
         let mut connection = self.connection.lock().await;
         if !connection.as_ref().is_some_and(Qmp::is_open) {
             // Closed before a new one is made: QEMU serves one at a time.
             *connection = None;
-            *connection = Some(connect(socket, &self.reason).await?);
+            *connection = Some(connect(socket, &self.heard).await?);
         }
         match connection.as_ref() {
-            Some(qmp) => qmp.execute(command).await.map(|_| ()),
+            Some(qmp) => qmp.execute(command).await,
             None => Err(QmpError::Closed),
         }
     }
@@ -174,18 +177,18 @@ impl QemuMachine {
     fn watch(handle: MachineHandle, control: Control, pidfd: Option<OwnedFd>) -> Self {
         let (tell, exit) = watch::channel(None);
         let control = Arc::new(control);
-        let reason = Arc::clone(&control.reason);
+        let heard = Arc::clone(&control.heard);
         // Weak: dropping the machine closes the control connection, so that somebody else can
         // have it; the process is still reaped.
         let weak = Arc::downgrade(&control);
-        tokio::spawn(supervise(handle.process.clone(), pidfd, weak, reason, tell));
+        tokio::spawn(supervise(handle.process.clone(), pidfd, weak, heard, tell));
         Self { handle, control, exit }
     }
 
     async fn command(&self, command: &str) -> Result<()> {
         let vm = || self.handle.name.to_string();
         match self.control.execute(&self.handle.control_socket, command).await {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(_) if !self.handle.process.is_alive() => Err(VmmError::NotRunning { vm: vm() }),
             Err(error) => {
                 Err(VmmError::Control { vm: vm(), command: command.to_owned(), message: error.to_string() })
@@ -199,7 +202,7 @@ async fn supervise(
     process: ProcessId,
     pidfd: Option<OwnedFd>,
     control: Weak<Control>,
-    reason: Arc<Mutex<ExitReason>>,
+    heard: Arc<Heard>,
     tell: watch::Sender<Option<ExitInfo>>,
 ) {
     let waited = match pidfd {
@@ -216,7 +219,7 @@ async fn supervise(
         qmp.last_words().await;
     }
     let info = ExitInfo {
-        reason: qmp::reason(&reason),
+        reason: heard.reason(),
         code: exit.and_then(|e| e.code),
         signal: exit.and_then(|e| e.signal),
     };
@@ -233,6 +236,10 @@ impl Machine for QemuMachine {
         let path = &self.handle.agent_socket;
         let stream = UnixStream::connect(path).await.map_err(VmmError::socket("connect to", path))?;
         Ok(Box::new(stream))
+    }
+
+    fn stalled(&self) -> bool {
+        self.control.heard.stalled()
     }
 
     async fn pause(&self) -> Result<()> {

@@ -2,7 +2,8 @@
 //! greeting, then answers and events mixed. Must never believe that the other side is well-behaved:
 //! lines are capped, answers have a deadline.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -32,11 +33,64 @@ pub(super) enum QmpError {
     Refused(String),
 }
 
+/// What the machine said of itself, over all connections to it.
+#[derive(Debug)]
+pub(super) struct Heard {
+    reason: Mutex<ExitReason>,
+    stalled: AtomicBool,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self { reason: Mutex::new(ExitReason::Unknown), stalled: AtomicBool::new(false) }
+    }
+}
+
+impl Heard {
+    /// Why it ends, as far as it said.
+    pub(super) fn reason(&self) -> ExitReason {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was halted because its disk's file could not grow.
+    pub(super) fn stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Takes in the answer to `query-status`: events from before this connection are not repeated.
+    pub(super) fn status(&self, answer: &Value) {
+        let status = answer.get("status").and_then(Value::as_str);
+        self.stalled.store(status == Some("io-error"), Ordering::Relaxed);
+    }
+
+    /// Remembers what an event says about the machine's end (qapi/run-state.json: SHUTDOWN,
+    /// GUEST_PANICKED) or its halt (qapi/block-core.json: BLOCK_IO_ERROR). A panic is not
+    /// overwritten by the shutdown that follows it.
+    fn note(&self, event: &str, data: &Value) {
+        let word = |key: &str| data.get(key).and_then(Value::as_str);
+        let new = match (event, word("reason")) {
+            ("BLOCK_IO_ERROR", _) if word("action") == Some("stop") => {
+                return self.stalled.store(true, Ordering::Relaxed);
+            }
+            ("RESUME", _) => return self.stalled.store(false, Ordering::Relaxed),
+            ("GUEST_PANICKED", _) | ("SHUTDOWN", Some("guest-panic")) => ExitReason::GuestPanic,
+            ("SHUTDOWN", Some("guest-shutdown")) => ExitReason::GuestShutdown,
+            ("SHUTDOWN", Some("guest-reset")) => ExitReason::GuestReset,
+            ("SHUTDOWN", _) => ExitReason::Host,
+            _ => return,
+        };
+        let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if *reason != ExitReason::GuestPanic {
+            *reason = new;
+        }
+    }
+}
+
 /// A connection. Dropping it closes it.
 #[derive(Debug)]
 pub(super) struct Qmp {
     commands: mpsc::Sender<Command>,
-    reason: Arc<Mutex<ExitReason>>,
+    heard: Arc<Heard>,
     task: JoinHandle<()>,
 }
 
@@ -64,16 +118,16 @@ struct Refusal {
 }
 
 impl Qmp {
-    /// Takes over a fresh connection: waits for the greeting and leaves negotiation mode. `reason`
-    /// is updated whenever the machine says why it is about to end.
-    pub(super) async fn start<S>(stream: S, reason: Arc<Mutex<ExitReason>>) -> Result<Self, QmpError>
+    /// Takes over a fresh connection: waits for the greeting and leaves negotiation mode. `heard`
+    /// is updated by what the machine says of itself.
+    pub(super) async fn start<S>(stream: S, heard: Arc<Heard>) -> Result<Self, QmpError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (commands, queue) = mpsc::channel(8);
         let (greeted, greeting) = oneshot::channel();
-        let task = tokio::spawn(serve(stream, queue, greeted, Arc::clone(&reason)));
-        let qmp = Self { commands, reason, task };
+        let task = tokio::spawn(serve(stream, queue, greeted, Arc::clone(&heard)));
+        let qmp = Self { commands, heard, task };
         match tokio::time::timeout(ANSWER, greeting).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(QmpError::Closed),
@@ -103,7 +157,7 @@ impl Qmp {
     /// and gives the reason.
     pub(super) async fn last_words(&mut self) -> ExitReason {
         let _ = tokio::time::timeout(Duration::from_secs(1), &mut self.task).await;
-        reason(&self.reason)
+        self.heard.reason()
     }
 }
 
@@ -113,16 +167,12 @@ impl Drop for Qmp {
     }
 }
 
-pub(super) fn reason(cell: &Mutex<ExitReason>) -> ExitReason {
-    *cell.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 /// One command is under way at a time: without ids, answers belong to commands by their order.
 async fn serve<S>(
     stream: S,
     mut queue: mpsc::Receiver<Command>,
     greeted: oneshot::Sender<()>,
-    reason: Arc<Mutex<ExitReason>>,
+    heard: Arc<Heard>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -148,7 +198,7 @@ async fn serve<S>(
                 if line.greeting.is_some() && let Some(greeted) = greeted.take() {
                     let _ = greeted.send(());
                 } else if let Some(event) = line.event {
-                    note(&event, &line.data, &reason);
+                    heard.note(&event, &line.data);
                 } else if let Some(answer) = waiting.take() {
                     let _ = answer.send(match (line.answer, line.error) {
                         (_, Some(refusal)) => Err(QmpError::Refused(refusal.desc)),
@@ -167,22 +217,6 @@ async fn serve<S>(
     }
 }
 
-/// Remembers what an event says about the machine's end (qapi/run-state.json: SHUTDOWN,
-/// GUEST_PANICKED). A panic is not overwritten by the shutdown that follows it.
-fn note(event: &str, data: &Value, cell: &Mutex<ExitReason>) {
-    let new = match (event, data.get("reason").and_then(Value::as_str)) {
-        ("GUEST_PANICKED", _) | ("SHUTDOWN", Some("guest-panic")) => ExitReason::GuestPanic,
-        ("SHUTDOWN", Some("guest-shutdown")) => ExitReason::GuestShutdown,
-        ("SHUTDOWN", Some("guest-reset")) => ExitReason::GuestReset,
-        ("SHUTDOWN", _) => ExitReason::Host,
-        _ => return,
-    };
-    let mut reason = cell.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if *reason != ExitReason::GuestPanic {
-        *reason = new;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,8 +224,8 @@ mod tests {
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}"#;
 
-    fn cell() -> Arc<Mutex<ExitReason>> {
-        Arc::new(Mutex::new(ExitReason::Unknown))
+    fn cell() -> Arc<Heard> {
+        Arc::default()
     }
 
     /// A server that expects lines and answers with others.
@@ -261,10 +295,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_not_hidden_by_the_reset_behind_it() {
-        let cell = cell();
-        note("GUEST_PANICKED", &Value::Null, &cell);
-        note("SHUTDOWN", &json!({"reason": "guest-reset"}), &cell);
-        assert_eq!(reason(&cell), ExitReason::GuestPanic);
+        let heard = cell();
+        heard.note("GUEST_PANICKED", &Value::Null);
+        heard.note("SHUTDOWN", &json!({"reason": "guest-reset"}));
+        assert_eq!(heard.reason(), ExitReason::GuestPanic);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_cannot_grow_halts_the_machine_until_it_resumes() {
+        let heard = cell();
+        heard.note("BLOCK_IO_ERROR", &json!({"action": "report", "nospace": true}));
+        assert!(!heard.stalled(), "the guest was told: nothing waits");
+        heard.note("BLOCK_IO_ERROR", &json!({"action": "stop", "nospace": true}));
+        assert!(heard.stalled());
+        heard.note("RESUME", &Value::Null);
+        assert!(!heard.stalled());
+        // A new connection does not hear old events, and asks.
+        heard.status(&json!({"status": "io-error", "running": false}));
+        assert!(heard.stalled());
     }
 
     #[tokio::test(start_paused = true)]
