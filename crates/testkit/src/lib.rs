@@ -14,6 +14,7 @@
 
 pub mod bare;
 pub mod dns;
+pub mod fake;
 pub mod guests;
 pub mod leaks;
 pub mod measure;

@@ -46,6 +46,7 @@ pub struct Sandbox {
     scope: Scope,
     before: Snapshot,
     via: Vec<String>,
+    small: bool,
 }
 
 impl Sandbox {
@@ -64,13 +65,30 @@ impl Sandbox {
         fs::write(root.join("owner"), std::process::id().to_string()).expect("a file");
         let scope = Scope { markers: Scope::of(&root).markers, dirs: Vec::new() };
         let before = scope.snapshot();
-        Self { root, bin: bin_dir(), scope, before, via: Vec::new() }
+        Self { root, bin: bin_dir(), scope, before, via: Vec::new(), small: false }
     }
 
     /// One that has what the seed holds.
     #[must_use]
     pub fn with(seed: &Seed) -> Self {
         let sandbox = Self::empty();
+        seed.fill(&sandbox.state());
+        sandbox
+    }
+
+    /// One whose state directory is a file system of `mib` MiB. Needs root.
+    #[must_use]
+    pub fn on_small_disk(seed: &Seed, mib: u32) -> Self {
+        let mut sandbox = Self::empty();
+        let options = format!("size={mib}m,mode=0700");
+        Run::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "small"])
+            .arg(sandbox.state())
+            .go()
+            .ok()
+            .done();
+        sandbox.small = true;
+        sandbox.before = sandbox.scope.snapshot();
         seed.fill(&sandbox.state());
         sandbox
     }
@@ -263,6 +281,10 @@ impl Sandbox {
             tree::walk(&self.runtime()).into_iter().filter(|e| e.socket).map(|e| e.path).collect();
         if !sockets.is_empty() {
             wrong.push(format!("socket files left behind: {sockets:?}"));
+        }
+        if self.small {
+            let out = Run::new("umount").arg(self.state()).go();
+            wrong.extend((out.code() != 0).then(|| format!("the small disk is in use: {out}")));
         }
         wrong
     }
