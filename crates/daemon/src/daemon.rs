@@ -38,17 +38,27 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the database and brings the world into agreement with it.
+    /// The daemon as it is installed: our own companions, the drivers of this build.
     pub(crate) async fn open(dirs: Dirs) -> Result<Arc<Self>> {
         let host = Host::measure();
         let config = Config::load(|key| std::env::var_os(key), host)?;
+        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config))];
+        Self::assemble(dirs, config, host, drivers, companions()?).await
+    }
+
+    /// Opens the database, joins the services and brings the world into agreement with the records.
+    pub(crate) async fn assemble(
+        dirs: Dirs,
+        config: Config,
+        host: Host,
+        drivers: Vec<Arc<dyn Driver>>,
+        companions: PathBuf,
+    ) -> Result<Arc<Self>> {
         refuse_emptied(&dirs)?;
         let store = Arc::new(Store::open(&dirs.state.database())?);
-        let companions = companions()?;
         let agent = companions.join(AGENT);
         let shutdown = CancellationToken::new();
         let artifacts = Arc::new(Artifacts::new(store.clone(), &dirs, agent.clone()));
-        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config))];
         let vms = Arc::new(Vms::new(Parts {
             store: store.clone(),
             artifacts: artifacts.clone(),
@@ -82,15 +92,19 @@ impl Daemon {
         UnixListener::bind(&path).map_err(failed)
     }
 
-    /// Serves until SIGTERM, SIGINT or a stop request. VMs run on.
+    /// Ends as by a stop request on SIGTERM and SIGINT.
+    pub(crate) fn obey_signals(&self) {
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            ended_by_signal().await;
+            shutdown.cancel();
+        });
+    }
+
+    /// Serves until a stop request. VMs run on.
     pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) -> Result<()> {
         let router = api::router(self.clone());
         let token = self.shutdown.clone();
-        let signals = self.shutdown.clone();
-        tokio::spawn(async move {
-            ended_by_signal().await;
-            signals.cancel();
-        });
         let ending = token.clone();
         let serve =
             axum::serve(listener, router).with_graceful_shutdown(async move { ending.cancelled().await });

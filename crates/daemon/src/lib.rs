@@ -8,6 +8,7 @@ mod artifacts;
 mod config;
 mod daemon;
 mod doctor;
+pub mod embedded;
 mod exec;
 mod op;
 mod startup;
@@ -41,7 +42,7 @@ pub fn run(mut ready: Option<File>) -> Result<()> {
 }
 
 fn start(ready: &mut Option<File>) -> Result<()> {
-    let dirs = Dirs::open()?;
+    let dirs = Dirs::open(|key| std::env::var_os(key))?;
     let _lock = Lock::take(&dirs)?;
     start_log(&dirs.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -52,6 +53,7 @@ fn start(ready: &mut Option<File>) -> Result<()> {
     runtime.block_on(async {
         let daemon = Daemon::open(dirs).await?;
         let listener = daemon.bind()?;
+        daemon.obey_signals();
         tracing::info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "daemon ready");
         say(ready, &serde_json::json!({ "ready": { "pid": std::process::id() } }));
         daemon.serve(listener).await

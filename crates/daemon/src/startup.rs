@@ -1,6 +1,7 @@
 //! Before anything else: directories of the right owner and mode, the lock that makes the daemon
 //! one per runtime directory, and the log. Must not touch the database.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -21,19 +22,18 @@ pub(crate) struct Dirs {
 }
 
 impl Dirs {
-    /// Finds, makes and checks the directories.
+    /// Finds the directories that the environment names, makes and checks them.
     ///
     /// # Errors
     /// When one cannot be made, belongs to somebody else, or others may write to it.
-    pub(crate) fn open() -> Result<Self> {
-        let env = |key: &str| std::env::var_os(key);
+    pub(crate) fn open(env: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let uid = rustix::process::geteuid().as_raw();
-        let state = state_dir_from(env)?;
-        let candidates = runtime_dir_candidates(env, uid)?;
+        let state = state_dir_from(&env)?;
+        let candidates = runtime_dir_candidates(&env, uid)?;
         let mut runtime = None;
         for candidate in candidates {
             let parent_exists = candidate.path().parent().is_some_and(Path::is_dir);
-            if parent_exists || std::env::var_os("BANGER_RUNTIME_DIR").is_some() {
+            if parent_exists || env("BANGER_RUNTIME_DIR").is_some() {
                 runtime = Some(candidate);
                 break;
             }
@@ -47,7 +47,7 @@ impl Dirs {
         for dir in [state.vms(), state.images(), state.kernels(), state.scratch(), runtime.vms()] {
             make_private(&dir, uid)?;
         }
-        let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+        let cache = match (env("XDG_CACHE_HOME"), env("HOME")) {
             (Some(dir), _) if Path::new(&dir).is_absolute() => PathBuf::from(dir).join("banger"),
             (_, Some(home)) if Path::new(&home).is_absolute() => PathBuf::from(home).join(".cache/banger"),
             _ => state.path().join("cache"),

@@ -1,0 +1,54 @@
+//! A daemon within somebody else's process, over drivers of theirs: the same services, API and
+//! records as `bangerd`'s. For tests of the lifecycle that need no virtual machine; ending the
+//! runtime that serves it is this daemon's SIGKILL. Must never touch the process around it: no
+//! signal handler, no log, no umask.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use banger_model::Result;
+use banger_vmm::Driver;
+use tokio::net::UnixListener;
+
+use crate::config::{Config, Host};
+use crate::daemon::Daemon;
+use crate::startup::{Dirs, Lock};
+
+/// A daemon that is open and serves nobody yet.
+#[derive(Debug)]
+pub struct Embedded {
+    daemon: Arc<Daemon>,
+    listener: UnixListener,
+    _lock: Lock,
+}
+
+impl Embedded {
+    /// Opens the installation that these variables name (`BANGER_STATE_DIR` and so on) and
+    /// reconciles it; `companions` is where the guest agent and the network guard are. Must run in
+    /// the runtime that will serve it.
+    ///
+    /// # Errors
+    /// What keeps `bangerd` from starting: directories, another daemon's lock, the database.
+    pub async fn open(
+        env: impl Fn(&str) -> Option<OsString>,
+        drivers: Vec<Arc<dyn Driver>>,
+        companions: PathBuf,
+    ) -> Result<Self> {
+        let dirs = Dirs::open(&env)?;
+        let lock = Lock::take(&dirs)?;
+        let host = Host::measure();
+        let config = Config::load(&env, host)?;
+        let daemon = Daemon::assemble(dirs, config, host, drivers, companions).await?;
+        let listener = daemon.bind()?;
+        Ok(Self { daemon, listener, _lock: lock })
+    }
+
+    /// Serves until a stop request.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn serve(self) -> Result<()> {
+        self.daemon.serve(self.listener).await
+    }
+}
