@@ -85,6 +85,14 @@ impl World {
         self.current(id).is_some_and(|m| m.handle.process.is_alive())
     }
 
+    /// The VMs of which a machine runs.
+    #[must_use]
+    pub fn running(&self) -> Vec<VmId> {
+        let state = self.state();
+        let alive = state.machines.iter().filter(|(_, m)| m.handle.process.is_alive());
+        alive.map(|(id, _)| id.clone()).collect()
+    }
+
     /// The process of this VM's machine, if one runs.
     #[must_use]
     pub fn process(&self, id: &VmId) -> Option<ProcessId> {
