@@ -25,4 +25,6 @@ pub use machine::{Accel, DriverChoice, DriverKind, GuestPath, MachineShape, Netw
 pub use name::VmName;
 pub use reference::resolve;
 pub use size::{Bytes, Mib};
-pub use vm::{Boot, BootKind, LastError, NetworkView, Vm, VmState, VmView, Workspace, WorkspaceMode};
+pub use vm::{
+    Boot, BootKind, LastError, NetworkView, Unfinished, Vm, VmState, VmView, Workspace, WorkspaceMode,
+};

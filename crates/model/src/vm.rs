@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::words;
 use crate::{
-    Accel, ByteString, DriverKind, ErrorCode, GuestPath, ImageName, KernelName, MachineShape, NetworkMode,
-    Sha256, VmId, VmName,
+    Accel, ByteString, Bytes, DriverKind, ErrorCode, GuestPath, ImageName, KernelName, MachineShape,
+    NetworkMode, Sha256, VmId, VmName,
 };
 
 words! {
@@ -26,6 +26,17 @@ words! {
         Stopped = "stopped",
         /// It ended in a way nobody asked for; `last_error` says how.
         Error = "error",
+    }
+}
+
+words! {
+    /// What was begun with a VM and is not done: whoever finds it without anybody at work on it finishes it by
+    /// removing the VM.
+    Unfinished ("an unfinished change of a VM") {
+        /// It is being made, all or nothing.
+        Creating = "creating",
+        /// It is being deleted; there is no way back.
+        Deleting = "deleting",
     }
 }
 
@@ -111,12 +122,19 @@ pub struct Vm {
     pub kernel: KernelName,
     /// Size.
     pub shape: MachineShape,
+    /// Size of the disk that is mounted on the user's home and survives a rebuild.
+    pub work_disk: Option<Bytes>,
+    /// Which system disk it has: 0 at first, one more with each rebuild. The disk's file has it in its name, so that
+    /// a rebuild changes image and disk in one commit.
+    pub system_generation: u32,
     /// Network.
     pub network: NetworkMode,
     /// Whether the guest may reach the host's own services.
     pub host_access: bool,
     /// Deleted when the run that made it ends.
     pub ephemeral: bool,
+    /// What was begun with it and is not done.
+    pub unfinished: Option<Unfinished>,
     /// The repository in it.
     pub workspace: Option<Workspace>,
     /// Made.
@@ -167,6 +185,9 @@ pub struct VmView {
     pub memory_mib: u32,
     /// Size of the writable system disk, bytes.
     pub disk_bytes: u64,
+    /// Size of the disk on the user's home, bytes; null when it has none.
+    #[serde(default)]
+    pub work_disk_bytes: Option<u64>,
     /// Network.
     pub network: NetworkView,
     /// The repository in it.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use banger_model::{Error, ErrorCode};
+use rusqlite::ErrorCode as FailureKind;
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -32,12 +33,15 @@ pub enum StoreError {
     /// A row holds what no version of ours writes.
     #[error("the database holds an unreadable record: {0}")]
     BadRow(String),
+    /// Another program writes to it and does not stop.
+    #[error("another program is using the database")]
+    Locked,
     /// Anything else SQLite says, such as a full disk.
     #[error("the database failed: {0}")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(rusqlite::Error),
     /// A migration failed; its transaction was rolled back.
     #[error("the database could not be migrated: {0}")]
-    Migration(#[from] rusqlite_migration::Error),
+    Migration(rusqlite_migration::Error),
     /// The file or its backup could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -46,6 +50,27 @@ pub enum StoreError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(FailureKind::DatabaseBusy | FailureKind::DatabaseLocked) => Self::Locked,
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+impl From<rusqlite_migration::Error> for StoreError {
+    fn from(error: rusqlite_migration::Error) -> Self {
+        match error {
+            // A full disk is a full disk, whatever was being written.
+            rusqlite_migration::Error::RusqliteError { err, .. } if err.sqlite_error_code().is_some() => {
+                err.into()
+            }
+            other => Self::Migration(other),
+        }
+    }
 }
 
 impl From<StoreError> for Error {
@@ -62,10 +87,30 @@ impl From<StoreError> for Error {
                 .with_hint("it was left as it is; use the newer banger, or another BANGER_STATE_DIR"),
             StoreError::NameTaken(name) => Error::new(ErrorCode::AlreadyExists, message)
                 .with_hint(format!("choose another --name, or 'banger vm delete {name}'")),
-            StoreError::Sqlite(ref e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {
-                Error::new(ErrorCode::Unavailable, "the disk of the state directory is full")
-                    .with_hint("free some space and try again; nothing was changed")
+            StoreError::Locked => Error::new(ErrorCode::Busy, message)
+                .with_hint("close whatever has banger.db open, such as an sqlite3 shell or a backup, and try again"),
+            StoreError::Sqlite(ref e) => match e.sqlite_error_code() {
+                Some(FailureKind::DiskFull) => {
+                    Error::new(ErrorCode::Unavailable, "the disk of the state directory is full")
+                        .with_hint("free some space and try again; nothing was changed")
+                }
+                Some(FailureKind::DatabaseCorrupt | FailureKind::NotADatabase) => {
+                    Error::new(ErrorCode::Unavailable, format!("the database is damaged: {e}")).with_hint(
+                        "stop the daemon ('banger daemon stop') and restore banger.db from a copy; \
+                         'bangerd --check-migrations' looks at it without touching it",
+                    )
+                }
+                Some(FailureKind::SystemIoFailure | FailureKind::CannotOpen | FailureKind::ReadOnly) => {
+                    Error::new(ErrorCode::Unavailable, format!("the database cannot be read or written: {e}"))
+                        .with_hint("look at the disk and the permissions of the state directory; nothing was changed")
+                }
+                _ => Error::internal(message),
+            },
+            StoreError::Io { ref source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Error::new(ErrorCode::Unavailable, message).with_hint("free some space and try again")
             }
+            StoreError::Io { .. } => Error::new(ErrorCode::Unavailable, message)
+                .with_hint("look at the disk and the permissions of the state directory"),
             _ => Error::internal(message),
         }
     }

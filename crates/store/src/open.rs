@@ -1,50 +1,18 @@
-//! Opening: checks before anything is written, then pragmas, backup and migrations.
+//! Opening: a look before anything is written, then pragmas, a copy of what is to be migrated, and migrations.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
-use rusqlite_migration::{M, Migrations};
+use rusqlite::Connection;
 
-use crate::StoreError;
+use crate::inspect::inspect;
+use crate::{StoreError, backup, migrations};
 
-/// The schema this build writes (`PRAGMA user_version`).
-pub const SCHEMA_VERSION: i64 = 1;
-
-/// Forward only; each runs in its own transaction. Never edit one that was released.
-const MIGRATIONS: &[M<'static>] = &[M::up(
-    "CREATE TABLE images (
-        name        TEXT PRIMARY KEY NOT NULL,
-        digest      TEXT NOT NULL,
-        fs          TEXT NOT NULL,
-        size_bytes  INTEGER NOT NULL,
-        source      TEXT NOT NULL,
-        description TEXT NOT NULL,
-        created_at  TEXT NOT NULL
-    ) STRICT;
-    CREATE TABLE vms (
-        id           TEXT PRIMARY KEY NOT NULL,
-        name         TEXT NOT NULL UNIQUE,
-        state        TEXT NOT NULL,
-        driver       TEXT NOT NULL,
-        accel        TEXT,
-        image        TEXT NOT NULL,
-        image_digest TEXT NOT NULL,
-        kernel       TEXT NOT NULL,
-        vcpu         INTEGER NOT NULL,
-        memory_mib   INTEGER NOT NULL,
-        disk_bytes   INTEGER NOT NULL,
-        network      TEXT NOT NULL,
-        host_access  INTEGER NOT NULL,
-        ephemeral    INTEGER NOT NULL,
-        workspace    TEXT,
-        created_at   TEXT NOT NULL,
-        started_at   TEXT,
-        boot         TEXT,
-        last_error   TEXT
-    ) STRICT;",
-)];
+/// How long a statement waits for another process that has the database.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The database. One connection, used by one caller at a time: statements are short, and one
 /// writer can never meet `SQLITE_BUSY` of its own making.
@@ -54,25 +22,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database, making it when it is absent.
+    /// Opens the database, making it when it is absent. One of an older schema is copied beside itself and migrated.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] and [`StoreError::TooNew`] leave the file byte for byte as it was.
+    /// [`StoreError::Corrupt`] and [`StoreError::TooNew`] leave the file and its logs byte for byte as they were.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        if let Some(found) = inspect(path)? {
-            if found > SCHEMA_VERSION {
-                return Err(StoreError::TooNew { path: path.to_owned(), found, known: SCHEMA_VERSION });
-            }
-            if (1..SCHEMA_VERSION).contains(&found) {
-                back_up(path, found)?;
-            }
+        let found = inspect(path)?;
+        let mut connection = connect(path)?;
+        if let (Some(version), Some(_)) = (found.schema, &found.backup) {
+            backup::make(&connection, path, version)?;
         }
-        let mut connection = Connection::open(path)?;
-        connection.busy_timeout(Duration::from_secs(5))?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "foreign_keys", true)?;
-        Migrations::from_slice(MIGRATIONS).to_latest(&mut connection)?;
+        migrations::run(&mut connection, found.schema.unwrap_or(0))?;
         Ok(Self { connection: Mutex::new(connection) })
     }
 
@@ -82,76 +42,77 @@ impl Store {
     }
 }
 
-/// Reads the schema version and checks the pages without writing; `None` when there is no file.
-fn inspect(path: &Path) -> Result<Option<i64>, StoreError> {
-    let length = match std::fs::metadata(path) {
-        Ok(meta) => meta.len(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StoreError::Io { path: path.to_owned(), source }),
-    };
-    if length == 0 {
-        return Ok(None);
-    }
-    let corrupt = |e: rusqlite::Error| StoreError::Corrupt { path: path.to_owned(), reason: e.to_string() };
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(corrupt)?;
-    let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(corrupt)?;
-    let check: String =
-        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(corrupt)?;
-    if check != "ok" {
-        return Err(StoreError::Corrupt { path: path.to_owned(), reason: check });
-    }
-    Ok(Some(version))
-}
-
-/// Copies the database beside itself before its schema changes.
-fn back_up(path: &Path, version: i64) -> Result<(), StoreError> {
-    let copy = path.with_extension(format!("db.v{version}.bak"));
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    connection.backup("main", &copy, None)?;
-    Ok(())
+/// The one way to a connection that writes.
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    // Private from birth; SQLite gives its side files the mode of the database.
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(PATIENCE)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(connection)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SCHEMA_VERSION;
 
     #[test]
-    fn migrations_match_the_declared_version() {
-        assert_eq!(MIGRATIONS.len(), usize::try_from(SCHEMA_VERSION).unwrap());
-        Migrations::from_slice(MIGRATIONS).validate().unwrap();
+    fn every_connection_has_its_log_its_patience_and_its_foreign_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        for _ in 0..2 {
+            let store = Store::open(&path).unwrap();
+            let pragma = |name: &str| -> String {
+                let value: rusqlite::types::Value =
+                    store.connection().query_row(&format!("PRAGMA {name}"), [], |r| r.get(0)).unwrap();
+                match value {
+                    rusqlite::types::Value::Integer(n) => n.to_string(),
+                    rusqlite::types::Value::Text(text) => text,
+                    other => format!("{other:?}"),
+                }
+            };
+            assert_eq!(pragma("journal_mode"), "wal");
+            assert_eq!(pragma("synchronous"), "2", "FULL");
+            assert_eq!(pragma("foreign_keys"), "1");
+            assert_eq!(pragma("busy_timeout"), "5000");
+            assert_eq!(pragma("user_version"), SCHEMA_VERSION.to_string());
+        }
     }
 
     #[test]
-    fn opening_twice_keeps_what_is_there() {
+    fn a_database_that_somebody_else_writes_to_is_waited_for() {
+        // Given a program in the middle of a write
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("banger.db");
-        drop(Store::open(&path).unwrap());
         let store = Store::open(&path).unwrap();
-        let mode: String = store.connection().query_row("PRAGMA journal_mode", [], |r| r.get(0)).unwrap();
-        assert_eq!(mode, "wal");
-    }
-
-    #[test]
-    fn a_damaged_database_is_refused_and_left_as_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("banger.db");
-        let rubbish = b"this is no database at all, but it was somebody's file".repeat(100);
-        std::fs::write(&path, &rubbish).unwrap();
-        let error = Store::open(&path).unwrap_err();
-        assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), rubbish);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no side files");
-    }
-
-    #[test]
-    fn a_database_from_a_newer_banger_is_refused_and_left_as_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("banger.db");
-        let newer = Connection::open(&path).unwrap();
-        newer.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
-        drop(newer);
-        let before = std::fs::read(&path).unwrap();
-        assert!(matches!(Store::open(&path), Err(StoreError::TooNew { .. })));
-        assert_eq!(std::fs::read(&path).unwrap(), before);
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (started, begun) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            // When we write, we wait until it is done
+            let ours = scope.spawn(|| {
+                started.send(()).unwrap();
+                store.delete_vm(&banger_model::VmId::from_random([1; 6]))
+            });
+            begun.recv().unwrap();
+            other.execute_batch("COMMIT").unwrap();
+            ours.join().unwrap().unwrap();
+        });
+        // And one that never ends is named for what it is
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        store.connection().busy_timeout(Duration::from_millis(1)).unwrap();
+        let error: banger_model::Error =
+            store.delete_vm(&banger_model::VmId::from_random([1; 6])).unwrap_err().into();
+        assert_eq!(error.code, banger_model::ErrorCode::Busy, "{error}");
+        assert!(error.hint.is_some());
     }
 }

@@ -56,3 +56,12 @@ pub(crate) fn unsigned<T: TryFrom<i64>>(row: &Row<'_>, column: &str) -> Result<T
     let number: i64 = row.get(column)?;
     T::try_from(number).map_err(|_| StoreError::BadRow(format!("{column}: {number}")))
 }
+
+/// A nullable unsigned number.
+pub(crate) fn optional_unsigned<T: TryFrom<i64>>(
+    row: &Row<'_>,
+    column: &str,
+) -> Result<Option<T>, StoreError> {
+    let number: Option<i64> = row.get(column)?;
+    number.map(|n| T::try_from(n).map_err(|_| StoreError::BadRow(format!("{column}: {n}")))).transpose()
+}

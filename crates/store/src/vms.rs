@@ -1,19 +1,20 @@
 //! VM records.
 
 use banger_model::{Bytes, KernelName, MachineShape, Mib, Sha256, Vm, VmId};
-use rusqlite::{Connection, Row, named_params};
+use rusqlite::{Connection, Row, TransactionBehavior, named_params};
 
-use crate::row::{optional_json, optional_word, parsed, to_json, unsigned, word};
+use crate::row::{optional_json, optional_unsigned, optional_word, parsed, to_json, unsigned, word};
 use crate::{Store, StoreError};
 
 const INSERT: &str = "INSERT INTO vms VALUES (:id, :name, :state, :driver, :accel, :image, :image_digest, :kernel, \
      :vcpu, :memory_mib, :disk_bytes, :network, :host_access, :ephemeral, :workspace, :created_at, :started_at, :boot, \
-     :last_error)";
+     :last_error, :work_disk_bytes, :system_generation, :unfinished)";
 
 const UPDATE: &str = "UPDATE vms SET name = :name, state = :state, driver = :driver, accel = :accel, image = :image, \
      image_digest = :image_digest, kernel = :kernel, vcpu = :vcpu, memory_mib = :memory_mib, disk_bytes = :disk_bytes, \
      network = :network, host_access = :host_access, ephemeral = :ephemeral, workspace = :workspace, \
-     created_at = :created_at, started_at = :started_at, boot = :boot, last_error = :last_error WHERE id = :id";
+     created_at = :created_at, started_at = :started_at, boot = :boot, last_error = :last_error, \
+     work_disk_bytes = :work_disk_bytes, system_generation = :system_generation, unfinished = :unfinished WHERE id = :id";
 
 impl Store {
     /// All VMs, oldest first.
@@ -59,16 +60,13 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn modify_vm(&self, id: &VmId, change: impl FnOnce(&mut Vm)) -> Result<Option<Vm>, StoreError> {
-        let connection = self.connection();
-        let found = select(&connection, id)?;
-        match found {
-            None => Ok(None),
-            Some(mut vm) => {
-                change(&mut vm);
-                write(&connection, UPDATE, &vm)?;
-                Ok(Some(vm))
-            }
-        }
+        let mut connection = self.connection();
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let Some(mut vm) = select(&transaction, id)? else { return Ok(None) };
+        change(&mut vm);
+        write(&transaction, UPDATE, &vm)?;
+        transaction.commit()?;
+        Ok(Some(vm))
     }
 
     /// Forgets a VM.
@@ -131,6 +129,9 @@ fn write(connection: &Connection, sql: &str, vm: &Vm) -> Result<(), StoreError> 
         ":started_at": vm.started_at.map(|t| t.to_string()),
         ":boot": to_json(vm.boot.as_ref())?,
         ":last_error": to_json(vm.last_error.as_ref())?,
+        ":work_disk_bytes": vm.work_disk.map(|size| i64::try_from(size.0).unwrap_or(i64::MAX)),
+        ":system_generation": vm.system_generation,
+        ":unfinished": vm.unfinished.map(banger_model::Unfinished::as_str),
     })?;
     Ok(())
 }
@@ -150,6 +151,8 @@ fn vm(row: &Row<'_>) -> Result<Vm, StoreError> {
             memory: Mib(unsigned(row, "memory_mib")?),
             disk: Bytes(unsigned(row, "disk_bytes")?),
         },
+        work_disk: optional_unsigned(row, "work_disk_bytes")?.map(Bytes),
+        system_generation: unsigned(row, "system_generation")?,
         network: word(row, "network")?,
         host_access: row.get("host_access")?,
         ephemeral: row.get("ephemeral")?,
@@ -158,6 +161,7 @@ fn vm(row: &Row<'_>) -> Result<Vm, StoreError> {
         started_at: optional_word(row, "started_at")?,
         boot: optional_json(row, "boot")?,
         last_error: optional_json(row, "last_error")?,
+        unfinished: optional_word(row, "unfinished")?,
     })
 }
 
@@ -165,7 +169,7 @@ fn vm(row: &Row<'_>) -> Result<Vm, StoreError> {
 mod tests {
     use super::*;
     use banger_model::{
-        Accel, Boot, BootKind, DriverKind, ErrorCode, LastError, NetworkMode, VmState, Workspace,
+        Accel, Boot, BootKind, DriverKind, ErrorCode, LastError, NetworkMode, Unfinished, VmState, Workspace,
         WorkspaceMode,
     };
 
@@ -186,9 +190,12 @@ mod tests {
             image_digest: Sha256::from_bytes([n; 32]),
             kernel: "debian-cloud".parse().unwrap(),
             shape: MachineShape { vcpu: 2, memory: Mib(512), disk: Bytes(4 << 30) },
+            work_disk: Some(Bytes(8 << 30)),
+            system_generation: 3,
             network: NetworkMode::User,
             host_access: true,
             ephemeral: false,
+            unfinished: Some(Unfinished::Creating),
             workspace: Some(Workspace {
                 guest_path: "/root/repo".parse().unwrap(),
                 source_path: vec![b'/', 0xff].into(),
@@ -210,10 +217,12 @@ mod tests {
         let full = sample(1);
         let bare = Vm {
             accel: None,
+            work_disk: None,
             workspace: None,
             started_at: None,
             boot: None,
             last_error: None,
+            unfinished: None,
             state: VmState::Created,
             ..sample(2)
         };

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use banger_model::{DriverKind, Error, MachineShape, NetworkMode, Result, Vm, VmId, VmName, VmState};
+use banger_model::{
+    DriverKind, Error, MachineShape, NetworkMode, Result, Unfinished, Vm, VmId, VmName, VmState,
+};
 use banger_protocol::api::CreateVm;
 use banger_vmm::choose;
 use jiff::Timestamp;
@@ -55,9 +57,12 @@ impl Vms {
             image_digest: image.digest,
             kernel: kernel.name,
             shape,
+            work_disk: request.work_disk,
+            system_generation: 0,
             network: request.network.unwrap_or(self.config.network.value),
             host_access: request.host_access,
             ephemeral: request.rm,
+            unfinished: Some(Unfinished::Creating),
             workspace: None,
             created_at: Timestamp::now(),
             started_at: None,
@@ -71,6 +76,7 @@ impl Vms {
         let made = async {
             if request.no_start {
                 super::start::make_dir(&self.dirs.state.vm(&id))?;
+                self.store.modify_vm(&id, |vm| vm.unfinished = None)?;
                 return Ok(());
             }
             let start = self.start_locked(op, vm, &lock);
@@ -81,6 +87,7 @@ impl Vms {
                 workspaces.send(op, &vm.id, &live.agent().await?, packed).await?;
                 op.timed("workspace", began.elapsed());
             }
+            self.store.modify_vm(&id, |vm| vm.unfinished = None)?;
             Ok::<_, Error>(())
         };
         if let Err(mut error) = made.await {

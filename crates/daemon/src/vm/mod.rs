@@ -144,6 +144,7 @@ impl Vms {
             vcpu: vm.shape.vcpu,
             memory_mib: vm.shape.memory.0,
             disk_bytes: vm.shape.disk.0,
+            work_disk_bytes: vm.work_disk.map(|size| size.0),
             network: NetworkView { mode: vm.network, guest_ip, nat: false, host_access: vm.host_access },
             workspace: vm.workspace,
             created_at: vm.created_at,

@@ -30,6 +30,8 @@ pub struct CreateVm {
     pub memory: Option<Mib>,
     /// Size of the writable system disk, bytes.
     pub disk_size: Option<Bytes>,
+    /// Size of a second disk on the user's home, which survives a rebuild; none when absent.
+    pub work_disk: Option<Bytes>,
     /// Network; `user` when absent.
     pub network: Option<NetworkMode>,
     /// Masquerade for it (bridge mode only).
