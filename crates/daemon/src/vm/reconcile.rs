@@ -45,7 +45,7 @@ impl Vms {
         let handle = Handles::load(&dir).and_then(|h| h.machine);
         let machine = match (&handle, vm.state) {
             // A start or stop that was under way is finished by tearing down: nobody waits for it.
-            (Some(handle), VmState::Running | VmState::Paused) => {
+            (Some(handle), VmState::Running | VmState::Paused) if vm.unfinished.is_none() => {
                 self.driver(vm.driver)?.adopt(handle).await?
             }
             _ => None,
@@ -59,8 +59,9 @@ impl Vms {
             return Ok(());
         }
         self.tear_down(&vm.id).await?;
-        if vm.ephemeral {
-            tracing::info!(vm_id = %vm.id, vm = %vm.name, "a VM of a run that ended is deleted");
+        if vm.ephemeral || vm.unfinished.is_some() {
+            tracing::info!(vm_id = %vm.id, vm = %vm.name, unfinished = ?vm.unfinished,
+                "a VM of a run that ended, or half made, or half deleted, is deleted");
             let lock = self.lock_of(&vm.id).lock_owned().await;
             return self.delete_locked(&vm.id, lock).await;
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_model::{Error, ErrorCode, Result, Vm, VmId, VmState};
+use banger_model::{Error, ErrorCode, Result, Unfinished, Vm, VmId, VmState};
 use banger_protocol::agent::{Request, ShutdownMode};
 use banger_vmm::Signal;
 use banger_vmm::process::{ProcessId, find_marked};
@@ -149,6 +149,7 @@ impl Vms {
 
     /// From here on there is no way back: it is not cancelled half-way.
     pub(super) async fn delete_locked(self: &Arc<Self>, id: &VmId, lock: VmLock) -> Result<()> {
+        self.store.modify_vm(id, |vm| vm.unfinished = Some(Unfinished::Deleting))?;
         self.tear_down(id).await?;
         let dir = self.dirs.state.vm(id);
         let doomed = self.dirs.state.scratch().join(format!("deleted-{id}"));
