@@ -68,6 +68,13 @@ unit: ## tests that need no virtual machine
 scenarios: build ## tests that run virtual machines
 	BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked --no-fail-fast -p banger-testkit
 
+MINUTES ?= 10
+.PHONY: soak
+soak: build ## random operations and kills for MINUTES=n (10), and a minute of sixteen clients
+	BANGER_BIN_DIR='$(BIN)' BANGER_CONTENTION_SECONDS=60 $(CARGO) test --locked -p banger-testkit --test contention
+	BANGER_BIN_DIR='$(BIN)' BANGER_SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked -p banger-testkit --test soak \
+		-- --ignored --nocapture
+
 .PHONY: bench
 bench: setup build ## measure against floors of the same run
 	BANGER_BIN_DIR='$(BIN)' $(CARGO) run --locked --release -p banger-testkit --bin banger-bench

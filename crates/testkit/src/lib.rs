@@ -26,6 +26,7 @@ mod sandbox;
 pub mod seed;
 pub mod terminal;
 pub mod tree;
+pub mod truth;
 pub mod user;
 pub mod wait;
 

@@ -20,6 +20,30 @@ pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
     out
 }
 
+/// Throws that are the same for the same seed.
+#[derive(Debug, Clone)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// Dice of this seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        // Small seeds that differ little must not throw alike.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number below `sides`.
+    pub fn below(&mut self, sides: u64) -> u64 {
+        (next(&mut self.0) >> 16) % sides.max(1)
+    }
+
+    /// One of these.
+    pub fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        let index = self.below(of.len() as u64);
+        &of[usize::try_from(index).unwrap_or_default()]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -27,5 +51,16 @@ mod tests {
         assert_eq!(super::bytes(1001, 7), super::bytes(1001, 7));
         assert_ne!(super::bytes(1001, 7), super::bytes(1001, 9));
         assert_eq!(super::bytes(1001, 7).len(), 1001);
+    }
+
+    #[test]
+    fn dice_throw_every_side_and_the_same_again() {
+        let throws = |seed| {
+            let mut dice = super::Dice::new(seed);
+            (0..60).map(|_| dice.below(6)).collect::<Vec<_>>()
+        };
+        assert_eq!(throws(4), throws(4));
+        assert_ne!(throws(4), throws(5));
+        assert!((0..6).all(|side| throws(4).contains(&side)));
     }
 }

@@ -247,6 +247,25 @@ impl Sandbox {
         left
     }
 
+    /// What is there beside the daemon and its socket, VMs' own things included.
+    pub(crate) fn left_while_serving(&self) -> Vec<Thing> {
+        let daemon = self.daemon().map(|p| p.to_string());
+        self.left(daemon.as_deref())
+    }
+
+    /// All processes that are ours.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Thing> {
+        self.scope.processes()
+    }
+
+    /// Our processes that carry this VM's id in their command line.
+    pub(crate) fn marked(&self, id: &str) -> Vec<Thing> {
+        let mut all = self.scope.processes();
+        all.retain(|p| p.detail.contains(id));
+        all
+    }
+
     /// What the daemon's log says of trouble, and its last lines, without the spans.
     #[must_use]
     pub fn log_tail(&self) -> String {
@@ -287,6 +306,12 @@ impl Sandbox {
             wrong.extend((out.code() != 0).then(|| format!("the small disk is in use: {out}")));
         }
         wrong
+    }
+
+    /// Ends it without a word about what is left: for a test that has said that already.
+    pub fn abandon(self) {
+        self.sweep();
+        std::mem::forget(self);
     }
 
     /// Ends what is left, which by now has been reported. Only what carries our mark.
