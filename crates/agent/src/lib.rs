@@ -1,6 +1,6 @@
 //! The guest agent: /init of our initramfs, and the server on the agent channel.
 
-mod archive;
+pub mod archive;
 pub mod boot;
 mod exec;
 mod port;

@@ -109,13 +109,18 @@ pub enum WorkspaceError {
     #[error("the guest's scan is malformed: {0}")]
     Malformed(String),
     /// The guest sent more than allowed.
-    #[error("the guest's change is larger than the limit of {limit} {what}")]
+    #[error("the guest's change is larger than the limit of {limit} {what}; it was at '{}'", name(.path))]
     TooMuch {
         /// The limit.
         limit: u64,
         /// Of what.
         what: &'static str,
+        /// The path that went beyond it.
+        path: ByteString,
     },
+    /// The guest changed a submodule.
+    #[error("the submodule at '{}' was changed in the guest, which a patch of this repository cannot say", name(.0))]
+    SubmoduleChanged(ByteString),
 }
 
 fn show(path: &Path) -> String {
@@ -159,7 +164,7 @@ impl WorkspaceError {
             | Self::FromWithoutBranch(_)
             | Self::BranchName(_)
             | Self::Special(_) => ErrorCode::InvalidArgument,
-            Self::Submodule { .. } | Self::Mode(_) => ErrorCode::Unsupported,
+            Self::Submodule { .. } | Self::SubmoduleChanged(_) | Self::Mode(_) => ErrorCode::Unsupported,
             Self::Changed(_) => ErrorCode::Busy,
             Self::Cancelled => ErrorCode::Cancelled,
             Self::NoGit(_) | Self::Io { .. } | Self::Git { .. } => ErrorCode::Unavailable,
@@ -187,6 +192,9 @@ impl WorkspaceError {
             Self::Changed(_) => "let whatever writes to the repository finish, and try again",
             Self::Special(_) => "remove it or take it out of the repository: git rm --cached",
             Self::NoGit(_) => "install git (apt-get install git)",
+            Self::SubmoduleChanged(_) => {
+                "take its change out by itself: prepare the submodule's own directory in another VM, or push from the guest"
+            }
             Self::TooMuch { what: "bytes", .. } => "raise --max-bytes, or ignore build output in .gitignore",
             Self::TooMuch { .. } => "ignore build output in .gitignore",
             Self::Refused { .. } => "look at it with vm exec, and remove or rename it there",

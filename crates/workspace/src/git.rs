@@ -102,6 +102,16 @@ impl Git {
         self
     }
 
+    /// Where it runs.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.cwd
+    }
+
+    /// The error of an answer that is not understood.
+    pub(crate) fn odd(&self, verb: &str) -> WorkspaceError {
+        WorkspaceError::GitAnswer { verb: verb.to_owned(), repository: self.cwd.clone() }
+    }
+
     fn command(&self, args: &[&OsStr]) -> Command {
         let mut command = Command::new("git");
         command.env_clear().current_dir(&self.cwd);

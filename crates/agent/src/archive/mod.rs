@@ -11,12 +11,12 @@ use std::io;
 use banger_model::{ByteString, Error, ErrorCode};
 
 pub(crate) use pack::pack;
-pub(crate) use unpack::unpack;
+pub use unpack::unpack;
 
 /// Why files could not be sent or received.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum ArchiveError {
+pub enum ArchiveError {
     /// The path in the request is none that can be used.
     #[error("'{}' is not an absolute path", .0.to_string_lossy())]
     NotAbsolute(ByteString),

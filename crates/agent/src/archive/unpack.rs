@@ -13,6 +13,7 @@ use tar::{Archive, Entry, EntryType};
 
 use super::ArchiveError;
 use super::beneath::{Below, DIRECTORY, parts};
+use crate::scan::seen::{self, Recorder};
 
 const CHUNK: usize = 64 * 1024;
 
@@ -20,7 +21,7 @@ const CHUNK: usize = 64 * 1024;
 ///
 /// # Errors
 /// The first entry that cannot be written; what came before it stays.
-pub(crate) fn unpack(spec: &UnpackSpec, input: impl Read) -> Result<(), ArchiveError> {
+pub fn unpack(spec: &UnpackSpec, input: impl Read) -> Result<(), ArchiveError> {
     let dest = &spec.dest;
     let path = Path::new(dest.as_os_str());
     if !path.is_absolute() || dest.as_bytes().contains(&0) {
@@ -37,6 +38,7 @@ pub(crate) fn unpack(spec: &UnpackSpec, input: impl Read) -> Result<(), ArchiveE
         owners: rustix::process::geteuid().is_root(),
         directories: Vec::new(),
         buffer: vec![0; CHUNK],
+        seen: Recorder::default(),
     };
     let mut archive = Archive::new(input);
     for entry in archive.entries().map_err(ArchiveError::Stream)? {
@@ -61,6 +63,7 @@ struct Job {
     /// Directories get their mode and time last: they may be read-only, and writing changes their time.
     directories: Vec<(Vec<u8>, Meta)>,
     buffer: Vec<u8>,
+    seen: Recorder,
 }
 
 impl Job {
@@ -79,6 +82,7 @@ impl Job {
         };
         if kind.is_dir() {
             self.make_directory(&path, parents, name)?;
+            self.seen.directory(&parts.join(&b'/'));
             self.directories.push((parts.join(&b'/'), meta));
             return Ok(());
         }
@@ -95,12 +99,17 @@ impl Job {
                 let file = File::from(file.map_err(ArchiveError::file(&path))?);
                 let size = entry.size();
                 fill(&file, entry, size, &mut self.buffer, &path)?;
-                settle(file.as_fd(), meta).map_err(ArchiveError::file(&path))
+                let settled = settle(file.as_fd(), meta).and_then(|()| rustix::fs::fstat(&file));
+                self.seen.file(&parts.join(&b'/'), &settled.map_err(ArchiveError::file(&path))?);
+                Ok(())
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 rustix::fs::symlinkat(target, dir, *name).map_err(ArchiveError::file(&path))?;
-                settle_at(dir, name, meta, false).map_err(ArchiveError::file(&path))
+                let settled = settle_at(dir, name, meta, false)
+                    .and_then(|()| rustix::fs::statat(dir, *name, AtFlags::SYMLINK_NOFOLLOW));
+                self.seen.file(&parts.join(&b'/'), &settled.map_err(ArchiveError::file(&path))?);
+                Ok(())
             }
             EntryType::Fifo | EntryType::Char | EntryType::Block => {
                 let (file_type, device) = special(entry).map_err(ArchiveError::Stream)?;
@@ -185,6 +194,10 @@ impl Job {
             if let Ok(fd) = rustix::fs::openat(dir, *name, DIRECTORY, Mode::empty()) {
                 settle(fd.as_fd(), meta).map_err(ArchiveError::file(&path))?;
             }
+        }
+        if self.seen.is_on() {
+            let top = self.below.directory(&[], false)?;
+            std::mem::take(&mut self.seen).finish(top).map_err(ArchiveError::file(seen::FILE))?;
         }
         Ok(())
     }

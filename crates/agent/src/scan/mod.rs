@@ -4,7 +4,9 @@
 //! never leave the workspace's directory.
 
 mod ignore;
+pub(crate) mod seen;
 mod send;
+mod submodule;
 mod tracked;
 mod tree;
 
@@ -67,7 +69,7 @@ impl From<ScanError> for Error {
 
 /// The largest ignore file that is read, as git has it (`PATTERN_MAX_FILE_SIZE`).
 const MAX_RULES: u64 = 100 << 20;
-/// The largest index that is read, bytes.
+/// The largest index or record that is read, bytes.
 const MAX_INDEX: u64 = 1 << 30;
 
 /// Compares the tree at `root` with `base` (`git ls-tree -r -z --full-tree`) and writes a record
@@ -89,15 +91,12 @@ pub fn scan(
     };
     let mut tracked = Tracked::from_base(base)?;
     let mut tree = Tree::open(root).map_err(|_| ScanError::NoRoot(root.to_owned()))?;
-    let index_time = match read_if_there(&mut tree, b".git/index", MAX_INDEX)? {
-        Some((raw, stat)) => {
-            tracked.add_index(&raw, id_len);
-            Some(stat)
-        }
-        None => None,
-    };
-    let sender = Sender::new(BufWriter::with_capacity(64 << 10, out), spec.max_bytes, id_len, index_time);
-    let mut scan = Scan { tree, tracked, rules: Rules::default(), sender };
+    if let Some((raw, _)) = read_if_there(&mut tree, b".git/index", MAX_INDEX)? {
+        tracked.add_index(&raw, id_len);
+    }
+    let seen = read_if_there(&mut tree, seen::FILE, MAX_INDEX)?.and_then(|(raw, _)| seen::parse(&raw));
+    let sender = Sender::new(BufWriter::with_capacity(64 << 10, out), spec.max_bytes, id_len);
+    let mut scan = Scan { tree, tracked, rules: Rules::default(), seen, id_len, sender };
     if let Some((text, _)) = read_if_there(&mut scan.tree, b".git/info/exclude", MAX_RULES)? {
         scan.rules.push(b"", &text);
     }
@@ -111,6 +110,9 @@ struct Scan<W: Write> {
     tree: Tree,
     tracked: Tracked,
     rules: Rules,
+    /// What was copied in.
+    seen: Option<seen::Record>,
+    id_len: usize,
     sender: Sender<W>,
 }
 
@@ -137,7 +139,11 @@ impl<W: Write> Scan<W> {
             }
             let path = if frame.path.is_empty() { name } else { [&frame.path[..], b"/", &name].concat() };
             if is_dir {
-                if !self.tracked.is_submodule(&path) && !self.rules.ignores(&path, true) {
+                if let Some(commit) = self.tracked.submodule(&path) {
+                    if self.submodule_changed(&path, &commit)? {
+                        self.sender.submodule(&path)?;
+                    }
+                } else if !self.rules.ignores(&path, true) {
                     frames.extend(self.enter(path)?);
                 }
             } else if self.tracked.has(&path) || !self.rules.ignores(&path, false) {
@@ -156,6 +162,7 @@ impl<W: Write> Scan<W> {
         };
         let has = |name: &[u8]| names.iter().any(|n| n.name == name);
         if !path.is_empty() && has(b".git") && !self.tracked.is_above(&path) && self.is_repository(&path)? {
+            self.sender.repository(&path);
             return Ok(None);
         }
         let rules = self.rules.depth();
@@ -192,7 +199,8 @@ impl<W: Write> Scan<W> {
         if known.base.is_some_and(|(mode, _)| mode == GITLINK) {
             return Ok(());
         }
-        let was_there = self.sender.present(&mut self.tree, path, &known)?;
+        let seen = self.seen.as_ref().and_then(|seen| seen.get(path)).copied();
+        let was_there = self.sender.present(&mut self.tree, path, &known, seen.as_ref())?;
         if was_there && let Some(known) = self.tracked.paths.get_mut(path) {
             known.seen = true;
         }

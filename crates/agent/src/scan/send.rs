@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 
+use super::seen::{Seen, Stamp};
 use super::tracked::{Id, Known};
 use super::tree::Tree;
 use super::{ScanError, unreadable};
@@ -32,20 +33,24 @@ pub(super) struct Sender<W> {
     budget: u64,
     max_bytes: u64,
     id_len: usize,
-    /// The state of the index file, which says how far its entries can be believed.
-    index: Option<Stat>,
     summary: ScanSummary,
 }
 
 impl<W: Write> Sender<W> {
-    pub(super) fn new(out: W, max_bytes: u64, id_len: usize, index: Option<Stat>) -> Self {
-        let summary = ScanSummary { records: 0, bytes: 0 };
-        Self { out, budget: max_bytes, max_bytes, id_len, index, summary }
+    pub(super) fn new(out: W, max_bytes: u64, id_len: usize) -> Self {
+        let summary = ScanSummary { records: 0, bytes: 0, repositories: 0, some_repositories: Vec::new() };
+        Self { out, budget: max_bytes, max_bytes, id_len, summary }
     }
 
     /// Sends what is at a path unless it is what the base has. `false` when nothing is there that
     /// git could hold.
-    pub(super) fn present(&mut self, tree: &mut Tree, path: &[u8], known: &Known) -> Result<bool, ScanError> {
+    pub(super) fn present(
+        &mut self,
+        tree: &mut Tree,
+        path: &[u8],
+        known: &Known,
+        seen: Option<&Seen>,
+    ) -> Result<bool, ScanError> {
         for _ in 0..TRIES {
             let Some(stat) = tree.look(path).map_err(|e| unreadable(path, e.into()))? else {
                 return Ok(false);
@@ -56,7 +61,7 @@ impl<W: Write> Sender<W> {
                     Err(Errno::NOENT | Errno::INVAL) => false,
                     Err(e) => return Err(unreadable(path, e.into())),
                 },
-                FileType::RegularFile => self.is_untouched(&stat, known) || self.file(tree, path, known)?,
+                FileType::RegularFile => is_untouched(&stat, known, seen) || self.file(tree, path, known)?,
                 _ => return Ok(false),
             };
             if done {
@@ -64,24 +69,6 @@ impl<W: Write> Sender<W> {
             }
         }
         Err(ScanError::Changed(ByteString(path.to_vec())))
-    }
-
-    /// Whether the index vouches for the file: git's own test (racy entries are looked at), and
-    /// nobody has touched the file since the index was written.
-    fn is_untouched(&self, stat: &Stat, known: &Known) -> bool {
-        let (Some(index), Some((base_mode, base_id)), Some(entry)) = (&self.index, known.base, known.index)
-        else {
-            return false;
-        };
-        entry.is_plain
-            && entry.id == base_id
-            && entry.size != 0
-            && i64::from(entry.size) == stat.st_size & 0xffff_ffff
-            && i64::from(entry.mtime) == stat.st_mtime & 0xffff_ffff
-            && stat.st_mtime < index.st_mtime
-            && (stat.st_ctime, stat.st_ctime_nsec) <= (index.st_ctime, index.st_ctime_nsec)
-            && entry.mode & 0o170_000 == 0o100_000
-            && mode_of(stat) == canonical(base_mode)
     }
 
     fn file(&mut self, tree: &mut Tree, path: &[u8], known: &Known) -> Result<bool, ScanError> {
@@ -149,6 +136,20 @@ impl<W: Write> Sender<W> {
         self.header(RecordKind::Deleted, 0, path, 0)
     }
 
+    /// A submodule that is not as it was copied in.
+    pub(super) fn submodule(&mut self, path: &[u8]) -> Result<(), ScanError> {
+        self.header(RecordKind::Submodule, 0, path, 0)
+    }
+
+    /// An untracked repository, which stays behind.
+    pub(super) fn repository(&mut self, path: &[u8]) {
+        const SOME: usize = 10;
+        self.summary.repositories += 1;
+        if self.summary.some_repositories.len() < SOME {
+            self.summary.some_repositories.push(ByteString(path.to_vec()));
+        }
+    }
+
     /// The end record.
     pub(super) fn finish(mut self) -> Result<ScanSummary, ScanError> {
         let end = RecordHeader { kind: RecordKind::End, mode: 0, path_len: 0, size: 0 };
@@ -168,6 +169,12 @@ impl<W: Write> Sender<W> {
         self.out.write_all(&encode_header(header)).map_err(ScanError::Stream)?;
         self.out.write_all(path).map_err(ScanError::Stream)
     }
+}
+
+/// Whether this is the base's object as it was copied in, and nobody has touched it since.
+fn is_untouched(stat: &Stat, known: &Known, seen: Option<&Seen>) -> bool {
+    let (Some((mode, id)), Some(seen)) = (known.base, seen) else { return false };
+    id == seen.id && seen.stamp == Stamp::of(stat) && mode_of(stat) == canonical(mode)
 }
 
 fn mode_of(stat: &Stat) -> u32 {

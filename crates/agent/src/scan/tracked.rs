@@ -28,12 +28,9 @@ pub(super) struct Known {
 /// An index entry without conflict.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Indexed {
-    pub(super) mode: u32,
     pub(super) id: Id,
     /// Seconds, low 32 bits.
     pub(super) mtime: u32,
-    /// Bytes, low 32 bits.
-    pub(super) size: u32,
     /// Outside the sparse checkout: absent without being deleted.
     pub(super) is_skipped: bool,
     /// Whether it tells the state of a file (not so in a conflict).
@@ -97,9 +94,10 @@ impl Tracked {
         self.dirs.contains(dir)
     }
 
-    /// Whether this path is a submodule of the base.
-    pub(super) fn is_submodule(&self, path: &[u8]) -> bool {
-        self.paths.get(path).and_then(|k| k.base).is_some_and(|(mode, _)| mode == GITLINK)
+    /// The commit of the submodule that the base has at this path.
+    pub(super) fn submodule(&self, path: &[u8]) -> Option<Id> {
+        let (mode, id) = self.paths.get(path)?.base?;
+        (mode == GITLINK).then_some(id)
     }
 }
 
@@ -110,19 +108,23 @@ fn listed(line: &[u8]) -> Option<(u32, Id, &[u8])> {
     let text = std::str::from_utf8(&line[..tab]).ok()?;
     let mut words = text.split(' ');
     let mode = u32::from_str_radix(words.next()?, 8).ok()?;
-    let hex = words.nth(1)?;
-    let mut id = Id::default();
-    if !matches!(hex.len(), 40 | 64) || !hex.is_ascii() {
-        return None;
-    }
-    for (slot, at) in id.iter_mut().zip((0..hex.len()).step_by(2)) {
-        *slot = u8::from_str_radix(&hex[at..at + 2], 16).ok()?;
-    }
+    let hex = words.nth(1)?.as_bytes();
+    let id = hex_id(hex, 20).or_else(|| hex_id(hex, 32))?;
     Some((mode, id, &line[tab + 1..])).filter(|(_, _, path)| !path.is_empty())
 }
 
+/// An id of this many bytes in hexadecimal.
+pub(super) fn hex_id(hex: &[u8], id_len: usize) -> Option<Id> {
+    let hex = std::str::from_utf8(hex).ok().filter(|hex| hex.len() == 2 * id_len && hex.is_ascii())?;
+    let mut id = Id::default();
+    for (slot, at) in id.iter_mut().zip((0..hex.len()).step_by(2)) {
+        *slot = u8::from_str_radix(&hex[at..at + 2], 16).ok()?;
+    }
+    Some(id)
+}
+
 /// The entries of an index of version 2, 3 or 4 (gitformat-index(5)).
-fn parse(raw: &[u8], id_len: usize) -> Option<Vec<(Vec<u8>, Indexed)>> {
+pub(super) fn parse(raw: &[u8], id_len: usize) -> Option<Vec<(Vec<u8>, Indexed)>> {
     const STAT: usize = 40;
     let word = |at: usize| Some(u32::from_be_bytes(raw.get(at..at + 4)?.try_into().ok()?));
     let half = |at: usize| Some(u16::from_be_bytes(raw.get(at..at + 2)?.try_into().ok()?));
@@ -151,10 +153,8 @@ fn parse(raw: &[u8], id_len: usize) -> Option<Vec<(Vec<u8>, Indexed)>> {
         let mut id = Id::default();
         id.get_mut(..id_len)?.copy_from_slice(raw.get(start + STAT..start + STAT + id_len)?);
         let entry = Indexed {
-            mode: word(start + 24)?,
             id,
             mtime: word(start + 8)?,
-            size: word(start + 36)?,
             is_skipped: extended & 0x4000 != 0,
             is_plain: flags & 0x3000 == 0 && extended & 0x2000 == 0,
         };
@@ -185,7 +185,11 @@ mod tests {
         let given = format!("100755 blob {id}\ta/b\tc\n\0160000 commit {id}\tsub\0");
         let tracked = Tracked::from_base(given.as_bytes()).unwrap();
         assert_eq!(tracked.paths[&b"a/b\tc\n"[..]].base.unwrap().0, 0o100_755);
-        assert!(tracked.is_above(b"a") && tracked.is_submodule(b"sub") && !tracked.is_submodule(b"a"));
+        assert!(
+            tracked.is_above(b"a")
+                && tracked.submodule(b"sub").is_some()
+                && tracked.submodule(b"a").is_none()
+        );
         for bad in ["x\0", "100644 blob 12\ta\0", "100644 blob 0123\0", &given[..55]] {
             assert!(Tracked::from_base(bad.as_bytes()).is_err(), "{bad:?}");
         }

@@ -195,12 +195,18 @@ pub struct ScanSpec {
 }
 
 /// What a scan found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanSummary {
     /// Records sent.
     pub records: u64,
     /// Bytes of contents sent.
     pub bytes: u64,
+    /// Untracked repositories within the workspace: like git, a scan does not look into them.
+    #[serde(default)]
+    pub repositories: u64,
+    /// The paths of the first few of them.
+    #[serde(default)]
+    pub some_repositories: Vec<ByteString>,
 }
 
 /// The guest's side of a network.

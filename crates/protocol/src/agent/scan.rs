@@ -18,6 +18,8 @@ pub enum RecordKind {
     Present = b'P',
     /// The base has it and it is gone.
     Deleted = b'D',
+    /// A submodule of the base is not as it was copied in: no content.
+    Submodule = b'S',
     /// The end: no path, no content. A stream without it was cut short.
     End = b'E',
 }
@@ -54,6 +56,7 @@ pub fn decode_header(bytes: &[u8; RECORD_HEADER_LEN]) -> Result<RecordHeader, St
     let kind = match bytes[0] {
         b'P' => RecordKind::Present,
         b'D' => RecordKind::Deleted,
+        b'S' => RecordKind::Submodule,
         b'E' => RecordKind::End,
         n => return Err(format!("unknown scan record {n}")),
     };
@@ -66,7 +69,9 @@ pub fn decode_header(bytes: &[u8; RECORD_HEADER_LEN]) -> Result<RecordHeader, St
         RecordKind::Present => {
             matches!(mode, 0o100_644 | 0o100_755 | 0o120_000) && (1..=MAX_PATH).contains(&path_len)
         }
-        RecordKind::Deleted => mode == 0 && (1..=MAX_PATH).contains(&path_len) && size == 0,
+        RecordKind::Deleted | RecordKind::Submodule => {
+            mode == 0 && (1..=MAX_PATH).contains(&path_len) && size == 0
+        }
         RecordKind::End => mode == 0 && path_len == 0 && size == 0,
     };
     if fine {

@@ -18,8 +18,8 @@ use crate::ProtocolVersion;
 pub use artifact::{AvailableKernel, BuildImage, ImportImage, ImportKernel, PullKernel};
 pub use daemon::{Check, CheckStatus, DaemonStatus};
 pub use vm::{
-    ChangeKind, CreateVm, CreatedVm, ExecRequest, ExportRequest, ExportSummary, FileChange, KillVm,
-    PreparePlan, PrepareRequest, StopVm, Timing,
+    AppliedCommit, AppliedFile, ApplyRequest, ApplySummary, ChangeKind, CreateVm, CreatedVm, ExecRequest,
+    ExportRequest, ExportSummary, FileChange, KillVm, Outcome, PreparePlan, PrepareRequest, StopVm, Timing,
 };
 
 /// This protocol's version; the major is the `/v1` of every path.

@@ -186,6 +186,16 @@ pub struct ExportSummary {
     pub files: Vec<FileChange>,
     /// Length of the patch.
     pub patch_bytes: u64,
+    /// Changed files for which the host's repository has a filter program (Git LFS): the patch has
+    /// what is in the guest's files. Filters run when the host's user runs `git add`.
+    #[serde(default)]
+    pub unfiltered: Vec<ByteString>,
+    /// Repositories that the guest made within the workspace. They stay behind, as for `git add`.
+    #[serde(default)]
+    pub skipped_repositories: u64,
+    /// The first few of them.
+    #[serde(default)]
+    pub skipped_paths: Vec<ByteString>,
 }
 
 /// One changed path.
@@ -213,4 +223,96 @@ pub enum ChangeKind {
     Typechange,
     /// Only the executable bit.
     Mode,
+}
+
+/// `POST /v1/vms/{vm}/workspace/apply`: the guest's change to the host's repository.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ApplyRequest {
+    /// Diff against this revision of the host repository instead of the recorded base.
+    pub base: Option<String>,
+    /// The workspace's path in the guest, when it is not the recorded one.
+    pub guest_path: Option<GuestPath>,
+    /// The most bytes of changed contents; 1 GiB when absent.
+    pub max_bytes: Option<u64>,
+    /// Merge files that changed on both sides, with conflict markers where they must be.
+    pub three_way: bool,
+    /// Make a commit on a new branch of this name, and leave the working tree alone.
+    pub branch: Option<String>,
+    /// Bring the guest's commits to the branch instead of one commit of everything.
+    pub commits: bool,
+    /// Say what would be done.
+    pub dry_run: bool,
+}
+
+/// What an apply did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ApplySummary {
+    /// The host repository's top directory.
+    pub target: ByteString,
+    /// The commit the change was compared with.
+    pub base_commit: String,
+    /// Whether there was anything.
+    pub has_changes: bool,
+    /// Each path of the change.
+    pub files: Vec<AppliedFile>,
+    /// How many files have conflict markers now.
+    pub conflicts: u64,
+    /// The ref that keeps what was replaced in the working tree.
+    pub backup: Option<String>,
+    /// The new branch.
+    pub branch: Option<String>,
+    /// Its new commits, oldest first.
+    pub commits: Vec<AppliedCommit>,
+    /// With `commits`: files that the guest changed and did not commit. They stay behind.
+    pub uncommitted: u64,
+    /// Whether nothing was written.
+    pub dry_run: bool,
+    /// As in [`ExportSummary`].
+    pub unfiltered: Vec<ByteString>,
+    /// As in [`ExportSummary`].
+    pub skipped_repositories: u64,
+    /// As in [`ExportSummary`].
+    pub skipped_paths: Vec<ByteString>,
+}
+
+/// One path of a change, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct AppliedFile {
+    /// The path, relative to the repository.
+    pub path: ByteString,
+    /// What the guest did to it.
+    pub change: ChangeKind,
+    /// What was done to the host's.
+    pub outcome: Outcome,
+}
+
+/// What was done to a path of the host's working tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It is as in the guest now.
+    Applied,
+    /// It was so already.
+    Unchanged,
+    /// Both sides' changes are in it.
+    Merged,
+    /// Both sides' changes are in it, with conflict markers.
+    Conflict,
+    /// It is on the branch; the working tree was not touched.
+    Committed,
+}
+
+/// A commit that was brought.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct AppliedCommit {
+    /// Its id.
+    pub id: String,
+    /// The first line of its message.
+    pub subject: ByteString,
 }

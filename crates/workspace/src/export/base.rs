@@ -31,14 +31,18 @@ pub(crate) struct Base {
 
 impl Base {
     pub(crate) fn list(git: &Git, base: &str) -> Result<Self> {
-        let raw = git.output(&arguments(base), LISTING_CAP)?;
+        Ok(Self::parse(git.output(&arguments(base), LISTING_CAP)?))
+    }
+
+    /// A listing as it was printed.
+    pub(crate) fn parse(raw: Vec<u8>) -> Self {
         let mut starts = Vec::new();
         let mut at = 0;
         while let Some(end) = raw[at..].iter().position(|b| *b == 0) {
             starts.push(at);
             at += end + 1;
         }
-        Ok(Self { raw, starts })
+        Self { raw, starts }
     }
 
     fn entry(&self, n: usize) -> BaseEntry<'_> {

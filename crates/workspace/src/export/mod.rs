@@ -3,11 +3,15 @@
 //! Owns the scratch object store and the resulting tree. No git runs where a guest wrote, and the
 //! source repository is only read, as the alternate of the scratch store.
 
+mod attributes;
 mod base;
+mod case;
+mod convert;
 mod links;
 mod path;
 mod receive;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -18,7 +22,12 @@ use banger_protocol::api::{ChangeKind, ExportSummary, FileChange};
 
 use self::base::{Base, arguments};
 use self::links::Links;
-use self::receive::{Change, Changes, Store, refused};
+use self::receive::{Change, Changes, Store, Stored};
+
+pub(crate) use self::base::Base as BaseTree;
+pub(crate) use self::links::{Links as TreeLinks, escapes};
+pub(crate) use self::path::objection;
+pub(crate) use self::receive::{GITLINK, refused};
 use crate::git::Git;
 use crate::source::{LISTING_CAP, Source, object_id, quoted};
 use crate::{Result, WorkspaceError};
@@ -56,6 +65,14 @@ pub struct Exported {
     pub patch: PathBuf,
     /// The resulting tree's id; its objects are in scratch and in the source.
     pub tree: String,
+    /// The objects with the guest's files byte for byte, where `git add` converts them.
+    pub(crate) raw: BTreeMap<Vec<u8>, String>,
+    /// The repository that was compared with.
+    pub(crate) source: Source,
+    /// git on the scratch store.
+    pub(crate) git: Git,
+    /// Scratch.
+    pub(crate) scratch: PathBuf,
 }
 
 impl Export {
@@ -113,12 +130,63 @@ impl Export {
     /// failure.
     pub fn receive(&self, records: impl Read, limits: &Limits) -> Result<Exported> {
         let base = Base::list(&self.source.git, &self.base)?;
-        let mut store = Store::new(&self.git, &self.scratch);
+        let mut store = Store::new(&self.git, self.scratch.join("marks"));
         let changes = receive::read(records, limits, &base, &mut store)?;
-        let ids = store.close()?;
+        let stored = store.close()?;
         self.check_links(&changes, &base)?;
-        let tree = self.write_tree(&changes, &ids)?;
-        drop((base, changes, ids));
+        if case::folds(&self.source.top) {
+            case::check(&changes, &base)?;
+        }
+        let ids = self.blobs(&changes, &stored);
+        let index = self.scratch.join("export.index");
+        let tree = self.write_tree(&index, &changes, &ids)?;
+        let converted = attributes::convert(self, &index, &changes, &base, &stored)?;
+        let (tree, raw) = if converted.ids.is_empty() {
+            (tree, BTreeMap::new())
+        } else {
+            let raw =
+                converted.ids.keys().filter_map(|path| Some((path.clone(), ids.get(&path[..])?.clone())));
+            let raw = raw.collect();
+            let mut clean = ids;
+            clean.extend(converted.ids.iter().map(|(path, id)| (&path[..], id.clone())));
+            (self.write_tree(&index, &changes, &clean)?, raw)
+        };
+        drop((base, changes, stored));
+        let patch = self.write_patch(&tree)?;
+        let meta = std::fs::metadata(&patch).map_err(|e| WorkspaceError::io("look at", &patch, e))?;
+        let files = self.summary(&tree)?;
+        let mut unfiltered = converted.unfiltered;
+        unfiltered.retain(|path| files.binary_search_by(|f| f.path.cmp(path)).is_ok());
+        let summary = ExportSummary {
+            base_commit: self.base.clone(),
+            has_changes: !files.is_empty(),
+            files,
+            patch_bytes: meta.len(),
+            unfiltered,
+            skipped_repositories: 0,
+            skipped_paths: Vec::new(),
+        };
+        Ok(Exported {
+            summary,
+            patch,
+            tree,
+            raw,
+            source: self.source.clone(),
+            git: self.git.clone(),
+            scratch: self.scratch.clone(),
+        })
+    }
+
+    /// The object of each path that has one.
+    fn blobs<'a>(&self, changes: &'a Changes, stored: &Stored) -> BTreeMap<&'a [u8], String> {
+        let blob = |(path, change): (&'a Vec<u8>, &Change)| {
+            let (Change::File { mark, .. } | Change::Link { mark, .. }) = change else { return None };
+            Some((&path[..], stored.of(*mark)?.0.to_owned()))
+        };
+        changes.iter().filter_map(blob).collect()
+    }
+
+    fn write_patch(&self, tree: &str) -> Result<PathBuf> {
         let patch = self.scratch.join("export.patch");
         let file = File::options()
             .write(true)
@@ -128,16 +196,8 @@ impl Export {
             .map_err(|e| WorkspaceError::io("write", &patch, e))?;
         let mut args = vec!["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"];
         args.extend(["--no-color", "--src-prefix=a/", "--dst-prefix=b/"]);
-        self.git.write_file(&self.compare(&mut args, &tree), file)?;
-        let meta = std::fs::metadata(&patch).map_err(|e| WorkspaceError::io("look at", &patch, e))?;
-        let files = self.summary(&tree)?;
-        let summary = ExportSummary {
-            base_commit: self.base.clone(),
-            has_changes: !files.is_empty(),
-            files,
-            patch_bytes: meta.len(),
-        };
-        Ok(Exported { summary, patch, tree })
+        self.git.write_file(&self.compare(&mut args, tree), file)?;
+        Ok(patch)
     }
 
     fn compare<'a>(&'a self, args: &mut Vec<&'a str>, tree: &'a str) -> Vec<&'a str> {
@@ -196,13 +256,12 @@ impl Export {
     }
 
     /// The resulting tree, made in a scratch index and the scratch store.
-    fn write_tree(&self, changes: &Changes, ids: &[String]) -> Result<String> {
-        let git = self.git.clone().index(&self.scratch.join("export.index"));
+    fn write_tree(&self, index: &Path, changes: &Changes, ids: &BTreeMap<&[u8], String>) -> Result<String> {
+        let git = self.git.clone().index(index);
         git.output(&["read-tree", "--end-of-options", &self.base], 1 << 16)?;
         let none = "0".repeat(self.base.len());
         git.feed(&["update-index", "-z", "--index-info"], 1 << 16, |pipe| {
             let mut pipe = std::io::BufWriter::new(pipe);
-            let id = |mark: u64| usize::try_from(mark).ok().and_then(|m| ids.get(m.checked_sub(1)?));
             let mut write = |mode: u32, id: &str, path: &[u8]| {
                 pipe.write_all(format!("{mode:o} {id}\t").as_bytes())?;
                 pipe.write_all(path)?;
@@ -212,12 +271,12 @@ impl Export {
             let gone = changes.iter().filter(|(_, c)| **c == Change::Deleted);
             let mut done = gone.into_iter().try_for_each(|(path, _)| write(0, &none, path));
             for (path, change) in changes {
-                let (mode, mark) = match change {
-                    Change::File { mode, mark } => (*mode, *mark),
-                    Change::Link { mark, .. } => (receive::LINK, *mark),
+                let mode = match change {
+                    Change::File { mode, .. } => *mode,
+                    Change::Link { .. } => receive::LINK,
                     Change::Deleted => continue,
                 };
-                if let (Ok(()), Some(id)) = (&done, id(mark)) {
+                if let (Ok(()), Some(id)) = (&done, ids.get(&path[..])) {
                     done = write(mode, id, path);
                 }
             }

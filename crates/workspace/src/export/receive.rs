@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use banger_model::ByteString;
 use banger_protocol::agent::scan::{MAX_PATH, RECORD_HEADER_LEN, RecordHeader, RecordKind, decode_header};
 
 use super::Limits;
 use super::base::Base;
+use super::convert::Facts;
 use super::path::{MAX_TARGET, link_objection, objection};
 use crate::git::{Git, Running};
 use crate::{Result, WorkspaceError};
@@ -20,6 +21,9 @@ use crate::{Result, WorkspaceError};
 const MAX_PATHS: u64 = 256 << 20;
 /// The most symbolic links.
 const MAX_LINKS: usize = 100_000;
+
+/// The mode of a submodule, as git writes it.
+pub(crate) const GITLINK: &[u8] = b"160000";
 
 /// The tree mode of a symbolic link.
 pub(crate) const LINK: u32 = 0o120_000;
@@ -54,16 +58,28 @@ pub(crate) fn read(
             break;
         }
         let path = read_path(&mut records, &header)?;
+        if header.kind == RecordKind::Submodule {
+            return Err(WorkspaceError::SubmoduleChanged(ByteString(path)));
+        }
         if let Some(why) = objection(&path).or_else(|| base_objection(base, &path, header.kind)) {
             return Err(refused(&path, why));
         }
         paths = paths.saturating_add(path.len() as u64);
-        if changes.len() as u64 >= limits.max_records || paths > MAX_PATHS || links > MAX_LINKS {
-            return Err(WorkspaceError::TooMuch { limit: limits.max_records, what: "paths" });
+        let counts = [
+            (changes.len() as u64 + 1, limits.max_records, "paths"),
+            (paths, MAX_PATHS, "bytes of paths"),
+            (links as u64, MAX_LINKS as u64, "symbolic links"),
+        ];
+        if let Some((_, limit, what)) = counts.into_iter().find(|(count, limit, _)| count > limit) {
+            return Err(WorkspaceError::TooMuch { limit, what, path: ByteString(path) });
         }
         bytes = bytes.saturating_add(header.size);
         if bytes > limits.max_bytes {
-            return Err(WorkspaceError::TooMuch { limit: limits.max_bytes, what: "bytes" });
+            return Err(WorkspaceError::TooMuch {
+                limit: limits.max_bytes,
+                what: "bytes",
+                path: ByteString(path),
+            });
         }
         let change = match (header.kind, header.mode) {
             (RecordKind::Deleted, _) => Change::Deleted,
@@ -110,7 +126,7 @@ fn base_objection(base: &Base, path: &[u8], kind: RecordKind) -> Option<&'static
     if kind == RecordKind::Deleted && base.get(path).is_none() {
         return Some("it was deleted but is not in the base");
     }
-    let is_submodule = |path: &[u8]| base.get(path).is_some_and(|e| e.mode == b"160000");
+    let is_submodule = |path: &[u8]| base.get(path).is_some_and(|e| e.mode == GITLINK);
     let below = prefixes(path).any(is_submodule);
     (below || is_submodule(path)).then_some("it is or is in a submodule of the base")
 }
@@ -154,22 +170,37 @@ pub(crate) struct Store {
     git: Git,
     marks: PathBuf,
     run: Option<Running>,
-    count: u64,
+    facts: Vec<Facts>,
+}
+
+/// What a store was given: each mark's object, and what was counted of its content.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    ids: Vec<String>,
+    facts: Vec<Facts>,
+}
+
+impl Stored {
+    /// The object's id and what was counted of the content; mark 1 is the first.
+    pub(crate) fn of(&self, mark: u64) -> Option<(&str, &Facts)> {
+        let at = usize::try_from(mark).ok()?.checked_sub(1)?;
+        Some((self.ids.get(at)?, self.facts.get(at)?))
+    }
 }
 
 impl Store {
-    /// A store behind `git`, a bare repository of our own; `scratch` holds its table of marks.
-    pub(crate) fn new(git: &Git, scratch: &Path) -> Self {
+    /// A store behind `git`, a bare repository of our own; `marks` is the file for its table of marks.
+    pub(crate) fn new(git: &Git, marks: PathBuf) -> Self {
         // Larger contents are streamed instead of held; and all stay in a pack, since unpacking
         // them would touch what the source has already.
         let git = git.clone().setting("core.bigFileThreshold=1m").setting("fastimport.unpackLimit=0");
-        Self { git, marks: scratch.join("marks"), run: None, count: 0 }
+        Self { git, marks, run: None, facts: Vec::new() }
     }
 
     /// Takes `size` bytes and returns their mark.
-    fn put(&mut self, content: &mut impl Read, size: u64) -> Result<u64> {
-        self.count += 1;
-        let mark = self.count;
+    pub(crate) fn put(&mut self, content: &mut impl Read, size: u64) -> Result<u64> {
+        let mark = self.facts.len() as u64 + 1;
+        let mut facts = Facts::default();
         let run = match &mut self.run {
             Some(run) => run,
             None => {
@@ -181,8 +212,9 @@ impl Store {
         };
         let written = match run.child.stdin.as_mut() {
             None => Ok(Ok(())),
-            Some(pipe) => pass(content, size, mark, pipe),
+            Some(pipe) => pass(content, size, mark, &mut facts, pipe),
         };
+        self.facts.push(facts.end());
         match written {
             Ok(Ok(())) => Ok(mark),
             Ok(Err(reading)) => Err(cut_short(reading)),
@@ -194,13 +226,13 @@ impl Store {
         }
     }
 
-    /// Waits until everything is stored and returns each mark's object id; mark 1 is the first.
-    pub(crate) fn close(self) -> Result<Vec<String>> {
-        let Some(run) = self.run else { return Ok(Vec::new()) };
+    /// Waits until everything is stored.
+    pub(crate) fn close(self) -> Result<Stored> {
+        let Some(run) = self.run else { return Ok(Stored::default()) };
         run.finish()?;
         let text =
             std::fs::read_to_string(&self.marks).map_err(|e| WorkspaceError::io("read", &self.marks, e))?;
-        let mut ids = vec![String::new(); usize::try_from(self.count).unwrap_or(0)];
+        let mut ids = vec![String::new(); self.facts.len()];
         for line in text.lines() {
             if let Some((mark, id)) = line.strip_prefix(':').and_then(|l| l.split_once(' '))
                 && let Some(slot) = mark.parse::<usize>().ok().and_then(|m| ids.get_mut(m.checked_sub(1)?))
@@ -211,12 +243,18 @@ impl Store {
         if ids.iter().any(String::is_empty) {
             return Err(WorkspaceError::GitAnswer { verb: "fast-import".into(), repository: self.marks });
         }
-        Ok(ids)
+        Ok(Stored { ids, facts: self.facts })
     }
 }
 
 /// One blob in fast-import's language. The outer error is of writing, the inner of reading.
-fn pass(content: &mut impl Read, size: u64, mark: u64, pipe: &mut impl Write) -> io::Result<io::Result<()>> {
+fn pass(
+    content: &mut impl Read,
+    size: u64,
+    mark: u64,
+    facts: &mut Facts,
+    pipe: &mut impl Write,
+) -> io::Result<io::Result<()>> {
     pipe.write_all(format!("blob\nmark :{mark}\ndata {size}\n").as_bytes())?;
     let (mut buf, mut left) = (vec![0; (64 << 10).min(usize::try_from(size).unwrap_or(1).max(1))], size);
     while left > 0 {
@@ -227,6 +265,7 @@ fn pass(content: &mut impl Read, size: u64, mark: u64, pipe: &mut impl Write) ->
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Ok(Err(e)),
         };
+        facts.count(&buf[..n]);
         pipe.write_all(&buf[..n])?;
         left -= n as u64;
     }

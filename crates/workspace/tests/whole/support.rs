@@ -1,13 +1,13 @@
-//! Repositories for tests, and the whole way in and out without a VM: plain tar is the agent's
-//! unpacking, the agent's own scan runs in this process.
+//! Repositories for tests, and the whole way in and out without a VM: the agent's own unpacking and
+//! scan run in this process.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use banger_model::{ByteString, Error};
-use banger_protocol::agent::ScanSpec;
+use banger_protocol::agent::{ScanSpec, UnpackSpec};
 use banger_protocol::api::PrepareRequest;
 use banger_workspace::capture::{Capture, Captured};
 use banger_workspace::export::{Export, Exported, Limits};
@@ -109,16 +109,13 @@ pub(crate) fn prepare(request: &PrepareRequest) -> Result<Guest, Error> {
     let scratch = tempfile::tempdir().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let capture = Capture::open(request, scratch.path())?;
-    let mut tar = Command::new("tar")
-        .args(["-x", "--no-same-owner", "-p", "-f", "-", "-C"])
-        .arg(dir.path())
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let captured = capture.write_tar(tar.stdin.take().unwrap(), &|| false);
-    let unpacked = tar.wait().unwrap();
+    let (from_host, to_guest) = std::io::pipe().unwrap();
+    let spec = UnpackSpec { dest: ByteString::from(dir.path().as_os_str().to_owned()), must_be_empty: true };
+    let guest = std::thread::spawn(move || banger_agent::archive::unpack(&spec, from_host));
+    let captured = capture.write_tar(to_guest, &|| false);
+    let unpacked = guest.join().unwrap();
     let captured = captured?;
-    assert!(unpacked.success());
+    unpacked?;
     assert_eq!(captured.plan.files, capture.plan().files);
     Ok(Guest { dir, captured })
 }
