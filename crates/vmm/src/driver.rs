@@ -51,6 +51,8 @@ pub enum DiskRole {
     },
     /// The VM's own writable disk (ext4).
     System,
+    /// The VM's own disk for the user's home (ext4).
+    Work,
     /// The kernel's modules (squashfs).
     Modules,
 }
@@ -62,6 +64,7 @@ impl DiskRole {
         match self {
             Self::Base { .. } => "base",
             Self::System => "system",
+            Self::Work => "work",
             Self::Modules => "modules",
         }
     }

@@ -16,6 +16,8 @@ pub(super) struct BootConfig {
     pub(super) base_fs: String,
     /// The writable disk; without one, changes live in memory.
     pub(super) system: Option<String>,
+    /// The disk for the user's home; without one, the home is part of the root.
+    pub(super) home: Option<String>,
     /// The disk with the kernel's modules.
     pub(super) modules: Option<String>,
     /// Whether to print how long each step took.
@@ -38,6 +40,7 @@ pub(super) fn parse(cmdline: &str) -> Result<BootConfig> {
         base: value(boot::BASE).ok_or_else(|| missing(boot::BASE))?,
         base_fs: value(boot::BASE_FS).ok_or_else(|| missing(boot::BASE_FS))?,
         system: value(boot::SYSTEM),
+        home: value(boot::HOME),
         modules: value(boot::MODULES),
         debug: cmdline.split_ascii_whitespace().any(|word| word == boot::DEBUG),
     })

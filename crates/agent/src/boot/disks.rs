@@ -16,6 +16,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Disks {
     pub(super) base: PathBuf,
     pub(super) system: Option<PathBuf>,
+    pub(super) home: Option<PathBuf>,
     pub(super) modules: Option<PathBuf>,
 }
 
@@ -44,6 +45,7 @@ impl Disks {
         Ok(Self {
             base: device(&config.base)?,
             system: config.system.as_deref().map(device).transpose()?,
+            home: config.home.as_deref().map(device).transpose()?,
             modules: config.modules.as_deref().map(device).transpose()?,
         })
     }

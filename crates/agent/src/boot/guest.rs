@@ -111,12 +111,33 @@ pub(super) fn calm_systemd(run: &Path) {
             let _ = symlink("/dev/null", dir.join(name));
         }
     }
-    for mount in KEPT_MOUNTS {
-        let dir = run.join("systemd/system").join(format!("{mount}.d"));
-        if std::fs::DirBuilder::new().mode(0o755).create(&dir).is_ok() {
-            let _ = std::fs::write(dir.join("banger.conf"), "[Unit]\nDefaultDependencies=no\n");
+    for unit in KEPT_MOUNTS {
+        keep_mount(run, unit);
+    }
+}
+
+/// Tells systemd, below `run`, to leave a mount to the end.
+pub(super) fn keep_mount(run: &Path, unit: &str) {
+    let dir = run.join("systemd/system").join(format!("{unit}.d"));
+    if std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&dir).is_ok() {
+        let _ = std::fs::write(dir.join("banger.conf"), "[Unit]\nDefaultDependencies=no\n");
+    }
+}
+
+/// The unit of a mount: `/home/a-b` is `home-a\\x2db.mount` (systemd.unit(5), "String escaping").
+pub(super) fn mount_unit(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let mut unit = String::new();
+    for byte in path.as_os_str().as_bytes().strip_prefix(b"/").unwrap_or_default() {
+        match byte {
+            b'/' => unit.push('-'),
+            b'_' | b':' => unit.push(char::from(*byte)),
+            b'.' if !unit.is_empty() => unit.push('.'),
+            other if other.is_ascii_alphanumeric() => unit.push(char::from(*other)),
+            other => unit.push_str(&format!("\\x{other:02x}")),
         }
     }
+    unit + ".mount"
 }
 
 fn read(path: &Path) -> String {
@@ -165,6 +186,13 @@ mod tests {
         std::fs::create_dir_all(root.path().join("etc")).unwrap();
         set_machine_id(root.path(), true);
         assert!(!root.path().join("etc/machine-id").exists());
+    }
+
+    #[test]
+    fn the_unit_of_a_mount_is_named_as_systemd_names_it() {
+        assert_eq!(mount_unit(Path::new("/root")), "root.mount");
+        assert_eq!(mount_unit(Path::new("/home/a-b")), "home-a\\x2db.mount");
+        assert_eq!(mount_unit(Path::new("/.x/y.z")), "\\x2ex-y.z.mount");
     }
 
     #[test]

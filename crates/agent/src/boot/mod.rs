@@ -12,8 +12,10 @@ mod cmdline;
 mod console;
 mod disks;
 mod error;
+mod ext4;
 mod guest;
 mod handover;
+mod home;
 mod modules;
 mod netlink;
 mod network;
@@ -86,6 +88,9 @@ fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
     steps.done("disks");
     root::enter()?;
     root::furnish()?;
+    if let Some(disk) = &disks.home {
+        home::mount(disk)?;
+    }
     steps.done("root");
     if let Some(disk) = &disks.modules
         && let Err(error) = root::mount_modules(disk)

@@ -10,6 +10,7 @@ use rustix::mount::{MountFlags, mount, mount_move};
 use super::cmdline::BootConfig;
 use super::disks::Disks;
 use super::error::{BootError, Result};
+use super::ext4;
 
 /// Where the pieces are put together, in the initramfs.
 const BASE: &str = "/base";
@@ -36,7 +37,10 @@ pub(super) fn assemble(config: &BootConfig, disks: &Disks) -> Result<bool> {
     attach(&disks.base, BASE, &config.base_fs, MountFlags::RDONLY, "")?;
     match &disks.system {
         // What a boot that was cut off left in the journal is replayed by the mount.
-        Some(disk) => attach(disk, SYSTEM, "ext4", MountFlags::empty(), "")?,
+        Some(disk) => {
+            attach(disk, SYSTEM, "ext4", MountFlags::empty(), "")?;
+            ext4::fill_device(disk, Path::new(SYSTEM));
+        }
         None => attach("tmpfs", SYSTEM, "tmpfs", MountFlags::empty(), "mode=0755")?,
     }
     let (upper, work) = (format!("{SYSTEM}/upper"), format!("{SYSTEM}/work"));
@@ -117,7 +121,14 @@ fn copy_root_mode(from: &str, to: &str) -> Result<()> {
         .map_err(BootError::os(format!("set the mode of {to}")))
 }
 
-fn attach(source: impl AsRef<Path>, target: &str, fs: &str, flags: MountFlags, options: &str) -> Result<()> {
+/// mount(2) with words for what failed.
+pub(super) fn attach(
+    source: impl AsRef<Path>,
+    target: &str,
+    fs: &str,
+    flags: MountFlags,
+    options: &str,
+) -> Result<()> {
     let source = source.as_ref();
     let data =
         CString::new(options).map_err(|_| BootError::Invalid("mount options with a zero byte".into()))?;

@@ -101,6 +101,19 @@ pub(super) fn add_entropy(device: &std::fs::File, bytes: &[u8]) -> io::Result<()
     }
 }
 
+/// `EXT4_IOC_RESIZE_FS` of linux/ext4.h: `_IOW('f', 16, __u64)`.
+const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+
+/// Grows the mounted ext4 file system that `on` is open on to this many of its blocks.
+pub(super) fn resize_ext4(on: &std::fs::File, blocks: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the ioctl reads one 64-bit number, which lives until it returns.
+    match unsafe { libc::ioctl(on.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes over a file descriptor that the parent left open for us. Call it once for each number.
 pub(super) fn inherited_fd(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD on any number is harmless; it tells whether the descriptor is open.

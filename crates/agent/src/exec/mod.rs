@@ -1,7 +1,7 @@
 //! Commands: started, connected to a stream, watched to their end. One task each, event-driven.
 //! Must never leave a process group behind when nobody listens any more.
 
-mod account;
+pub(crate) mod account;
 mod command;
 mod spawn;
 mod stdio;

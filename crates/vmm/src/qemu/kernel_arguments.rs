@@ -56,6 +56,7 @@ pub(super) fn line(name: &VmName, disks: &[Disk], how: Boot) -> String {
                 words.push(format!("{}={serial} {}={fs}", boot::BASE, boot::BASE_FS));
             }
             DiskRole::System => words.push(format!("{}={serial}", boot::SYSTEM)),
+            DiskRole::Work => words.push(format!("{}={serial}", boot::HOME)),
             DiskRole::Modules => words.push(format!("{}={serial}", boot::MODULES)),
         }
     }
