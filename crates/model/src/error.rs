@@ -20,6 +20,8 @@ pub enum ErrorCode {
     NotRunning,
     /// Something else is using it.
     Busy,
+    /// Both sides changed the same thing.
+    Conflict,
     /// A part of the host or a peer that is needed does not answer or is absent.
     Unavailable,
     /// This driver, image or host cannot do it.
@@ -49,6 +51,7 @@ impl ErrorCode {
             Self::InvalidArgument => "invalid_argument",
             Self::NotRunning => "not_running",
             Self::Busy => "busy",
+            Self::Conflict => "conflict",
             Self::Unavailable => "unavailable",
             Self::Unsupported => "unsupported",
             Self::Timeout => "timeout",

@@ -118,6 +118,48 @@ pub enum WorkspaceError {
         /// The path that went beyond it.
         path: ByteString,
     },
+    /// Files changed on the host since they were copied in.
+    #[error("{} in {} changed there since the copy was made", names(.paths), show(.repository))]
+    TouchedHere {
+        /// The repository.
+        repository: PathBuf,
+        /// The paths.
+        paths: Vec<ByteString>,
+    },
+    /// Both sides changed them, and lines cannot be merged.
+    #[error("{} in {} changed on both sides and cannot be merged: deleted, binary or a link on one of them", names(.paths), show(.repository))]
+    CannotMerge {
+        /// The repository.
+        repository: PathBuf,
+        /// The paths.
+        paths: Vec<ByteString>,
+    },
+    /// The change needs the place of something that is not part of it.
+    #[error("'{}' in the working tree is in the way of the change: it is not what was copied, or holds other files", name(.0))]
+    InTheWay(ByteString),
+    /// Another apply to the same repository is under way.
+    #[error("another apply to {} is under way", show(.0))]
+    Applying(PathBuf),
+    /// An apply stopped in the middle.
+    #[error("the apply to {} stopped after {done} of {of} paths: {why}{}", show(.repository), kept(.backup.as_deref()))]
+    HalfApplied {
+        /// The repository.
+        repository: PathBuf,
+        /// Paths done.
+        done: usize,
+        /// Of how many.
+        of: usize,
+        /// The ref with what was replaced.
+        backup: Option<String>,
+        /// What stopped it.
+        why: Box<WorkspaceError>,
+    },
+    /// The branch is there already.
+    #[error("there is a branch '{0}' already")]
+    BranchExists(String),
+    /// A commit of this file needs a filter program.
+    #[error("'{}' goes through a filter program when it is committed, and none is run on what a guest wrote", name(.0))]
+    NeedsFilter(ByteString),
     /// The guest changed a submodule.
     #[error("the submodule at '{}' was changed in the guest, which a patch of this repository cannot say", name(.0))]
     SubmoduleChanged(ByteString),
@@ -129,6 +171,20 @@ fn show(path: &Path) -> String {
 
 fn name(path: &ByteString) -> String {
     path.as_bytes().escape_ascii_lossy()
+}
+
+/// The first few names.
+fn names(paths: &[ByteString]) -> String {
+    const FEW: usize = 10;
+    let few: Vec<String> = paths.iter().take(FEW).map(|path| format!("'{}'", name(path))).collect();
+    match paths.len().checked_sub(FEW).filter(|more| *more > 0) {
+        Some(more) => format!("{} and {more} more", few.join(", ")),
+        None => few.join(", "),
+    }
+}
+
+fn kept(backup: Option<&str>) -> String {
+    backup.map(|name| format!("; what was replaced is kept in {name}")).unwrap_or_default()
 }
 
 /// Names in messages: text as it is, control characters and other bytes escaped.
@@ -164,8 +220,13 @@ impl WorkspaceError {
             | Self::FromWithoutBranch(_)
             | Self::BranchName(_)
             | Self::Special(_) => ErrorCode::InvalidArgument,
-            Self::Submodule { .. } | Self::SubmoduleChanged(_) | Self::Mode(_) => ErrorCode::Unsupported,
-            Self::Changed(_) => ErrorCode::Busy,
+            Self::Submodule { .. } | Self::SubmoduleChanged(_) | Self::NeedsFilter(_) | Self::Mode(_) => {
+                ErrorCode::Unsupported
+            }
+            Self::TouchedHere { .. } | Self::CannotMerge { .. } | Self::InTheWay(_) => ErrorCode::Conflict,
+            Self::HalfApplied { why, .. } => why.code(),
+            Self::BranchExists(_) => ErrorCode::AlreadyExists,
+            Self::Changed(_) | Self::Applying(_) => ErrorCode::Busy,
             Self::Cancelled => ErrorCode::Cancelled,
             Self::NoGit(_) | Self::Io { .. } | Self::Git { .. } => ErrorCode::Unavailable,
             Self::Refused { .. } | Self::Malformed(_) | Self::TooMuch { .. } => ErrorCode::GuestFailed,
@@ -192,6 +253,19 @@ impl WorkspaceError {
             Self::Changed(_) => "let whatever writes to the repository finish, and try again",
             Self::Special(_) => "remove it or take it out of the repository: git rm --cached",
             Self::NoGit(_) => "install git (apt-get install git)",
+            Self::TouchedHere { .. } => {
+                "--3way merges both sides; --branch NAME makes a commit and leaves the files alone"
+            }
+            Self::CannotMerge { .. } => {
+                "--branch NAME makes a commit and leaves the files alone; then git merge NAME"
+            }
+            Self::InTheWay(_) => "move it away, or use --branch NAME, which leaves the files alone",
+            Self::Applying(_) => "wait for it to end, and try again",
+            Self::HalfApplied { backup, .. } => {
+                return backup.as_deref().map(|name| format!("to go back: {}", crate::apply::restore(name)));
+            }
+            Self::BranchExists(_) => "choose another name with --branch",
+            Self::NeedsFilter(_) => "apply to the working tree (without --branch), then git add and commit",
             Self::SubmoduleChanged(_) => {
                 "take its change out by itself: prepare the submodule's own directory in another VM, or push from the guest"
             }

@@ -212,6 +212,30 @@ impl Git {
         run.finish()
     }
 
+    /// Starts git with a pipe to its stdin and its output into a file.
+    pub(crate) fn converse_into(&self, args: &[&str], file: std::fs::File) -> Result<Running> {
+        let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+        Running::start(self, &args, Stdio::from(file))
+    }
+
+    /// Runs git and returns its status and output; `None` when a signal ended it or there was more
+    /// than `cap` bytes.
+    pub(crate) fn outcome(&self, args: &[&OsStr], cap: u64) -> Result<Option<(i32, Vec<u8>)>> {
+        let mut run = Running::start(self, args, Stdio::piped())?;
+        drop(run.child.stdin.take());
+        let mut out = Vec::new();
+        if let Some(pipe) = run.child.stdout.take() {
+            let read = pipe.take(cap + 1).read_to_end(&mut out);
+            read.map_err(|e| WorkspaceError::io("read git's output in", &self.cwd, e))?;
+        }
+        if out.len() as u64 > cap {
+            return Ok(None);
+        }
+        run.ended = true;
+        let status = run.child.wait().map_err(WorkspaceError::NoGit)?;
+        Ok(status.code().map(|code| (code, out)))
+    }
+
     /// Starts git with pipes to its stdin and from its stdout, for a conversation.
     pub(crate) fn converse(&self, args: &[&str]) -> Result<Running> {
         let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();

@@ -3,6 +3,7 @@
 //! Owns every call of host git ([`git`], sealed) and what is believed of a guest's answer. Must
 //! never write to the source repository, and never run git in a tree that a guest wrote.
 
+pub mod apply;
 pub mod capture;
 mod error;
 pub mod export;

@@ -13,19 +13,19 @@ mod receive;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use banger_model::ByteString;
+use banger_protocol::agent::scan::MAX_PATH;
 use banger_protocol::api::{ChangeKind, ExportSummary, FileChange};
 
 use self::base::{Base, arguments};
-use self::links::Links;
 use self::receive::{Change, Changes, Store, Stored};
 
-pub(crate) use self::base::Base as BaseTree;
-pub(crate) use self::links::{Links as TreeLinks, escapes};
+pub(crate) use self::attributes::Batch;
+pub(crate) use self::links::{Links, escapes};
 pub(crate) use self::path::objection;
 pub(crate) use self::receive::{GITLINK, refused};
 use crate::git::Git;
@@ -45,6 +45,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self { max_bytes: 1 << 30, max_records: 1_000_000 }
     }
+}
+
+/// A path whose entry differs between two trees: mode and object, before and after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TreeChange {
+    pub(crate) path: Vec<u8>,
+    pub(crate) old: Option<(String, String)>,
+    pub(crate) new: Option<(String, String)>,
 }
 
 /// An export under way: base in the source repository, scratch object store beside it.
@@ -211,7 +219,7 @@ impl Export {
         if !changes.iter().any(|(path, change)| matches!(change, Change::Link { .. }) || is_link(path)) {
             return Ok(());
         }
-        let before = self.base_links(base)?;
+        let before = links_of(&self.source.git, base)?;
         let mut after = before.clone();
         for (path, change) in changes {
             match change {
@@ -226,33 +234,6 @@ impl Export {
             }
         }
         Ok(())
-    }
-
-    fn base_links(&self, base: &Base) -> Result<Links> {
-        let mut links = Links::new();
-        let wanted = base.entries().filter(|e| e.mode == b"120000").collect::<Vec<_>>();
-        if wanted.is_empty() {
-            return Ok(links);
-        }
-        let odd =
-            || WorkspaceError::GitAnswer { verb: "cat-file".into(), repository: self.source.top.clone() };
-        let reading = |e| WorkspaceError::io("read links of", &self.source.top, e);
-        let mut run = self.source.git.converse(&["cat-file", "--batch"])?;
-        let mut out = BufReader::new(run.child.stdout.take().ok_or_else(odd)?);
-        for entry in wanted {
-            let pipe = run.child.stdin.as_mut().ok_or_else(odd)?;
-            pipe.write_all(&[entry.id, b"\n"].concat()).map_err(reading)?;
-            let mut line = String::new();
-            (&mut out).take(1 << 12).read_line(&mut line).map_err(reading)?;
-            let size =
-                line.trim_end().rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).ok_or_else(odd)?;
-            let mut target = Vec::new();
-            (&mut out).take(size + 1).read_to_end(&mut target).map_err(reading)?;
-            target.pop();
-            links.insert(entry.path.to_vec(), target);
-        }
-        run.finish()?;
-        Ok(links)
     }
 
     /// The resulting tree, made in a scratch index and the scratch store.
@@ -288,27 +269,114 @@ impl Export {
     }
 
     fn summary(&self, tree: &str) -> Result<Vec<FileChange>> {
-        let mut args = vec!["diff-tree", "--raw", "-z", "--no-abbrev"];
-        let out = self.git.output(&self.compare(&mut args, tree), LISTING_CAP)?;
-        let mut fields = out.split(|b| *b == 0).filter(|f| !f.is_empty());
-        let mut files = Vec::new();
-        while let (Some(what), Some(path)) = (fields.next(), fields.next()) {
-            let words: Vec<&[u8]> = what.split(|b| *b == b' ').collect();
-            let [_, _, old, new, status] = words[..] else { return Err(self.odd("diff-tree")) };
-            let change = match status {
-                b"A" => ChangeKind::Added,
-                b"D" => ChangeKind::Deleted,
-                b"T" => ChangeKind::Typechange,
-                b"M" if old == new => ChangeKind::Mode,
-                b"M" => ChangeKind::Modified,
-                _ => return Err(self.odd("diff-tree")),
-            };
-            files.push(FileChange { path: ByteString(path.to_vec()), change });
-        }
-        Ok(files)
+        let changes = compare(&self.git, &self.base, tree)?;
+        Ok(changes
+            .into_iter()
+            .map(|change| FileChange { change: change.kind(), path: ByteString(change.path) })
+            .collect())
     }
 
     fn odd(&self, verb: &str) -> WorkspaceError {
         WorkspaceError::GitAnswer { verb: verb.to_owned(), repository: self.source.top.clone() }
     }
+}
+
+impl Exported {
+    /// Adds what the agent says of repositories within the workspace. It says what it likes: the
+    /// number and the names are shown, nothing more.
+    pub fn note_repositories(&mut self, count: u64, some: Vec<ByteString>) {
+        self.summary.skipped_repositories = count;
+        self.summary.skipped_paths = some;
+        self.summary.skipped_paths.truncate(10);
+        self.summary.skipped_paths.retain(|path| path.as_bytes().len() <= MAX_PATH);
+    }
+
+    /// The base, unless it is the empty tree of a repository without a commit.
+    pub(crate) fn base_commit(&self) -> Option<&str> {
+        Some(&self.summary.base_commit[..]).filter(|base| *base != self.source.empty_tree())
+    }
+
+    /// Every path of the change.
+    pub(crate) fn changes(&self) -> Result<Vec<TreeChange>> {
+        self.compare_trees(&self.summary.base_commit, &self.tree)
+    }
+
+    /// What differs between two trees.
+    pub(crate) fn compare_trees(&self, before: &str, after: &str) -> Result<Vec<TreeChange>> {
+        compare(&self.git, before, after)
+    }
+}
+
+impl TreeChange {
+    fn kind(&self) -> ChangeKind {
+        match (&self.old, &self.new) {
+            (None, _) => ChangeKind::Added,
+            (_, None) => ChangeKind::Deleted,
+            (Some((was, _)), Some((is, _))) if was.get(..3) != is.get(..3) => ChangeKind::Typechange,
+            (Some((_, old)), Some((_, new))) if old == new => ChangeKind::Mode,
+            _ => ChangeKind::Modified,
+        }
+    }
+}
+
+/// What differs between two trees, in git's order.
+fn compare(git: &Git, before: &str, after: &str) -> Result<Vec<TreeChange>> {
+    let args = [
+        "diff-tree",
+        "--raw",
+        "-z",
+        "--no-abbrev",
+        "-r",
+        "--no-renames",
+        "--end-of-options",
+        before,
+        after,
+        "--",
+    ];
+    let out = git.output(&args, LISTING_CAP)?;
+    let mut fields = out.split(|b| *b == 0);
+    let mut changes = Vec::new();
+    while let (Some(what), Some(path)) = (fields.next(), fields.next()) {
+        let text = String::from_utf8_lossy(what);
+        let words: Vec<&str> = text.strip_prefix(':').unwrap_or_default().split(' ').collect();
+        let [old_mode, new_mode, old, new, _status] = words[..] else { return Err(git.odd("diff-tree")) };
+        let entry = |mode: &str, id: &str| (mode != "000000").then(|| (mode.to_owned(), id.to_owned()));
+        changes.push(TreeChange {
+            path: path.to_vec(),
+            old: entry(old_mode, old),
+            new: entry(new_mode, new),
+        });
+    }
+    Ok(changes)
+}
+
+/// The links of a tree.
+pub(crate) fn tree_links(git: &Git, tree: &str) -> Result<Links> {
+    links_of(git, &Base::list(git, tree)?)
+}
+
+fn links_of(git: &Git, base: &Base) -> Result<Links> {
+    let mut links = Links::new();
+    let mut batch = None;
+    for entry in base.entries().filter(|e| e.mode == b"120000") {
+        let batch = match &mut batch {
+            Some(batch) => batch,
+            none => none.insert(Batch::open(git)?),
+        };
+        let id = String::from_utf8_lossy(entry.id).into_owned();
+        links.insert(entry.path.to_vec(), link_target(batch, entry.path, &id)?);
+    }
+    batch.map_or(Ok(()), Batch::close)?;
+    Ok(links)
+}
+
+/// A link's target, which is at most as long as one can be.
+pub(crate) fn link_target(batch: &mut Batch, path: &[u8], id: &str) -> Result<Vec<u8>> {
+    batch.read(id, |content, size| {
+        if size > path::MAX_TARGET {
+            return Ok(Err(refused(path, "no symbolic link has a target of that length")));
+        }
+        let mut target = Vec::new();
+        content.read_to_end(&mut target).map(|_| Ok(target))
+    })
 }

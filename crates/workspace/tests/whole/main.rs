@@ -1,6 +1,8 @@
 //! The whole way of a repository into a guest and back, without a VM.
 
 #[cfg(test)]
+mod apply;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod random;

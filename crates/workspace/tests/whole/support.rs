@@ -209,3 +209,8 @@ pub(crate) fn fingerprint(dir: &Path) -> Vec<String> {
     assert!(out.status.success());
     String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
 }
+
+/// Output as text.
+pub(crate) fn text(out: &[u8]) -> String {
+    String::from_utf8(out.to_vec()).unwrap()
+}

@@ -1,0 +1,407 @@
+//! The guest's change into the host's repository: to its working tree, or as commits on a branch.
+//!
+//! Owns what is safe to replace. Inspects the resulting tree before anything is written, keeps what
+//! it replaces, and leaves index and HEAD alone. Must never run a program that a guest names.
+
+mod commits;
+mod merge;
+mod objects;
+mod worktree;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use banger_model::ByteString;
+use banger_protocol::api::{AppliedCommit, AppliedFile, ApplySummary, ChangeKind, Outcome};
+
+use self::merge::Merged;
+use self::worktree::{Here, Staging, WorkTree};
+use crate::export::{Batch, Exported, GITLINK, TreeChange};
+use crate::source::{LISTING_CAP, object_id};
+use crate::{Result, WorkspaceError};
+
+pub use self::commits::{Arrived, MAX_COMMITS};
+
+/// A file's change time may be older than the moment of the change by a tick of the kernel's clock
+/// (at most 10 ms).
+const TICK: Duration = Duration::from_millis(10);
+const LINK: &str = "120000";
+
+/// How to apply to a working tree.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// When the repository was copied in: what has not changed since may be replaced.
+    pub prepared_at: SystemTime,
+    /// The paths that were copied in, each ended by a NUL: nothing else is replaced without having
+    /// been in the base.
+    pub copied: Vec<u8>,
+    /// Merge what changed on both sides.
+    pub three_way: bool,
+    /// The last part of the backup's ref.
+    pub name: String,
+    /// The VM, for the backup's message and the labels of conflicts.
+    pub vm: String,
+}
+
+/// A change that was held against the working tree, ready to be carried out.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    exported: &'a Exported,
+    tree: WorkTree,
+    wish: Wish,
+    items: Vec<Item>,
+}
+
+/// One path of the change.
+#[derive(Debug)]
+struct Item {
+    change: TreeChange,
+    here: Here,
+    /// The mode and object of what is here, as git would add it.
+    ours: Option<(String, String)>,
+    todo: Todo,
+}
+
+#[derive(Debug)]
+enum Todo {
+    Nothing,
+    Replace,
+    Write(Merged),
+    /// It changed here since it was copied in.
+    Refuse,
+}
+
+impl Item {
+    fn outcome(&self) -> Outcome {
+        match &self.todo {
+            Todo::Nothing => Outcome::Unchanged,
+            Todo::Write(merged) if merged.has_conflict => Outcome::Conflict,
+            Todo::Write(_) => Outcome::Merged,
+            Todo::Replace | Todo::Refuse => Outcome::Applied,
+        }
+    }
+}
+
+/// Holds a change against the working tree of the repository it was compared with.
+///
+/// # Errors
+/// Paths that changed there since the copy, by name; directories in the way; git's own failure.
+pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
+    let tree = WorkTree::open(&exported.source.top)?;
+    let changes = exported.changes()?;
+    let gone: BTreeSet<&[u8]> =
+        changes.iter().filter(|c| c.new.is_none()).map(|c| c.path.as_slice()).collect();
+    let mut looked = Vec::new();
+    for change in &changes {
+        let here = tree.look(&change.path)?;
+        let obstacle = match &here {
+            Here::Blocked(at) => Some(&change.path[..*at]).filter(|above| !gone.contains(above)),
+            Here::Special => Some(&change.path[..]),
+            Here::Directory if change.new.is_some() => {
+                let keeps = |path: &Vec<u8>| !gone.contains(&path[..]);
+                tree.below(&change.path)?.iter().any(keeps).then_some(&change.path[..])
+            }
+            _ => None,
+        };
+        if let Some(path) = obstacle
+            && change.new.is_some()
+        {
+            return Err(WorkspaceError::InTheWay(ByteString(path.to_vec())));
+        }
+        looked.push(here);
+    }
+    let present = changes.iter().zip(&looked).filter(|(_, h)| matches!(h, Here::File(_) | Here::Link(_)));
+    let ours = as_added(exported, present.map(|(change, _)| &change.path[..]).collect())?;
+    let copied: HashSet<&[u8]> = wish.copied.split(|b| *b == 0).collect();
+    let mut items: Vec<Item> = Vec::new();
+    for (change, here) in changes.into_iter().zip(looked) {
+        let ours = ours.get(&change.path).cloned();
+        let was_copied = copied.contains(&change.path[..]);
+        let todo = judge(&change, &here, ours.as_ref(), was_copied.then_some(wish.prepared_at));
+        items.push(Item { change, here, ours, todo });
+    }
+    drop(copied);
+    let mut plan = Plan { exported, tree, wish, items };
+    plan.settle()?;
+    Ok(plan)
+}
+
+/// What may be done at a path; `copied_at` when what was there has been copied in.
+fn judge(
+    change: &TreeChange,
+    here: &Here,
+    ours: Option<&(String, String)>,
+    copied_at: Option<SystemTime>,
+) -> Todo {
+    let untouched = || {
+        let limit = copied_at?.checked_sub(TICK)?.duration_since(UNIX_EPOCH).ok()?;
+        let (seconds, nanoseconds) = here.changed_at()?;
+        Some(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?) < limit)
+    };
+    if ours == change.new.as_ref() {
+        Todo::Nothing
+    } else if ours == change.old.as_ref() || untouched() == Some(true) {
+        Todo::Replace
+    } else {
+        Todo::Refuse
+    }
+}
+
+/// The mode and object that `git add` would make of each path; the objects are in scratch.
+fn as_added(exported: &Exported, paths: Vec<&[u8]>) -> Result<BTreeMap<Vec<u8>, (String, String)>> {
+    let mut found = BTreeMap::new();
+    if paths.is_empty() {
+        return Ok(found);
+    }
+    let index = exported.scratch.join("apply.index");
+    let from = exported.source.git_path("index")?;
+    match std::fs::copy(&from, &index) {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(WorkspaceError::io("copy", from, e)),
+    }
+    let git = objects::scratch_git(exported)?.index(&index).setting("core.safecrlf=false");
+    git.feed(&["update-index", "--add", "--replace", "-z", "--stdin"], 1 << 16, |pipe| {
+        let mut pipe = std::io::BufWriter::new(pipe);
+        let mut all = || {
+            for path in &paths {
+                pipe.write_all(path)?;
+                pipe.write_all(&[0])?;
+            }
+            pipe.flush()
+        };
+        all().map_err(|e| WorkspaceError::io("write to git in", &exported.source.top, e))
+    })?;
+    let wanted: BTreeSet<&[u8]> = paths.into_iter().collect();
+    let listing = git.output(&["ls-files", "--stage", "--full-name", "-z"], LISTING_CAP)?;
+    for line in listing.split(|b| *b == 0) {
+        let Some(tab) = line.iter().position(|b| *b == b'\t') else { continue };
+        let text = String::from_utf8_lossy(&line[..tab]);
+        if let [mode, id, _stage] = text.split(' ').collect::<Vec<_>>()[..]
+            && wanted.contains(&line[tab + 1..])
+        {
+            found.insert(line[tab + 1..].to_vec(), (mode.to_owned(), id.to_owned()));
+        }
+    }
+    Ok(found)
+}
+
+impl Plan<'_> {
+    /// Merges what changed on both sides, or refuses it by name.
+    fn settle(&mut self) -> Result<()> {
+        let mut refused: Vec<ByteString> = Vec::new();
+        for n in 0..self.items.len() {
+            if !matches!(self.items[n].todo, Todo::Refuse) {
+                continue;
+            }
+            let merged = if self.wish.three_way { self.merge(&self.items[n])? } else { None };
+            match merged {
+                Some(merged) => self.items[n].todo = Todo::Write(merged),
+                None => refused.push(ByteString(self.items[n].change.path.clone())),
+            }
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let repository = self.exported.source.top.clone();
+        Err(match self.wish.three_way {
+            true => WorkspaceError::CannotMerge { repository, paths: refused },
+            false => WorkspaceError::TouchedHere { repository, paths: refused },
+        })
+    }
+
+    fn merge(&self, item: &Item) -> Result<Option<Merged>> {
+        let (Some(ours), Some(theirs)) = (&item.ours, &item.change.new) else { return Ok(None) };
+        let is_file = |(mode, _): &(String, String)| mode != LINK && mode.as_bytes() != GITLINK;
+        let base = item.change.old.as_ref();
+        if !is_file(ours) || !is_file(theirs) || !base.is_none_or(is_file) {
+            return Ok(None);
+        }
+        let raw = self.tree.read(&item.change.path, &item.here)?;
+        merge::merge(self.exported, base, ours, theirs, &raw, &self.wish.vm)
+    }
+
+    /// What it does, or would do.
+    #[must_use]
+    pub fn summary(&self) -> ApplySummary {
+        let kinds = kinds(self.exported);
+        let files: Vec<AppliedFile> = self
+            .items
+            .iter()
+            .map(|item| AppliedFile {
+                path: ByteString(item.change.path.clone()),
+                change: kinds.get(&item.change.path).copied().unwrap_or(ChangeKind::Modified),
+                outcome: item.outcome(),
+            })
+            .collect();
+        let conflicts = files.iter().filter(|f| f.outcome == Outcome::Conflict).count() as u64;
+        ApplySummary { files, conflicts, ..summary(self.exported) }
+    }
+
+    /// Changes the working tree. Everything new is written beside it first, and what will be
+    /// replaced is kept in `refs/banger/backup/<name>`.
+    ///
+    /// # Errors
+    /// A path that changed since it was inspected, or a failing disk: then the error says what was
+    /// done so far and how to go back.
+    pub fn carry_out(self) -> Result<ApplySummary> {
+        let mut summary = self.summary();
+        let busy: Vec<&Item> = self.items.iter().filter(|i| !matches!(i.todo, Todo::Nothing)).collect();
+        if busy.is_empty() {
+            return Ok(summary);
+        }
+        let staging = Staging::open(&self.exported.source.git_dir, &self.exported.source.top)?;
+        self.stage(&staging, &busy)?;
+        summary.backup = self.back_up(&busy)?;
+        let mut done = 0;
+        if let Err(error) = self.change(&staging, &busy, &mut done) {
+            return Err(WorkspaceError::HalfApplied {
+                repository: self.exported.source.top.clone(),
+                done,
+                of: busy.len(),
+                backup: summary.backup,
+                why: Box::new(error),
+            });
+        }
+        Ok(summary)
+    }
+
+    fn stage(&self, staging: &Staging, busy: &[&Item]) -> Result<()> {
+        let mut batch = Batch::open(&self.exported.git)?;
+        for (n, item) in busy.iter().enumerate() {
+            let Some((mode, id)) = &item.change.new else { continue };
+            let path = &item.change.path;
+            if let Todo::Write(merged) = &item.todo {
+                let mode = self.tree.mode_for(path, &item.here, merged.executable)?;
+                staging.file(n, mode, &mut &merged.content[..])?;
+            } else if mode == LINK {
+                let target = batch.read(id, |content, _| {
+                    let mut target = Vec::new();
+                    content.read_to_end(&mut target).map(|_| Ok(target))
+                })?;
+                staging.link(n, &target)?;
+            } else {
+                let mode = self.tree.mode_for(path, &item.here, mode == "100755")?;
+                // Byte for byte what the guest has, also where git would convert it.
+                let id = self.exported.raw.get(path).unwrap_or(id);
+                batch.read(id, |content, _| Ok(staging.file(n, mode, content)))?;
+            }
+        }
+        batch.close()
+    }
+
+    /// A commit of what will be replaced or removed, under a ref of its own.
+    fn back_up(&self, busy: &[&Item]) -> Result<Option<String>> {
+        let kept: Vec<_> = busy.iter().filter_map(|i| Some((&i.change.path, i.ours.as_ref()?))).collect();
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let index = self.exported.scratch.join("backup.index");
+        let git = objects::scratch_git(self.exported)?.index(&index);
+        git.feed(&["update-index", "-z", "--index-info"], 1 << 16, |pipe| {
+            let mut pipe = std::io::BufWriter::new(pipe);
+            let mut all = || {
+                for (path, (mode, id)) in &kept {
+                    pipe.write_all(format!("{mode} {id}\t").as_bytes())?;
+                    pipe.write_all(path)?;
+                    pipe.write_all(&[0])?;
+                }
+                pipe.flush()
+            };
+            all().map_err(|e| WorkspaceError::io("write to git in", &self.exported.source.top, e))
+        })?;
+        let tree =
+            object_id(&git.line(&["write-tree", "--missing-ok"])?).ok_or_else(|| git.odd("write-tree"))?;
+        let name = format!("refs/banger/backup/{}", self.wish.name);
+        let message = format!(
+            "files that 'banger vm workspace apply {}' replaced\n\nTo have them back:\n\n    {}\n",
+            self.wish.vm,
+            restore(&name)
+        );
+        let commit = objects::commit(self.exported, &tree, None, &message, true)?;
+        objects::keep(self.exported, &commit)?;
+        objects::make_ref(self.exported, &name, &commit, "banger: backup")?;
+        Ok(Some(name))
+    }
+
+    fn change(&self, staging: &Staging, busy: &[&Item], done: &mut usize) -> Result<()> {
+        // The deepest first, so that a directory can make room for a file.
+        for item in busy.iter().rev().filter(|i| i.change.new.is_none()) {
+            match &item.here {
+                here @ (Here::File(_) | Here::Link(_)) => self.tree.remove(&item.change.path, here)?,
+                _ => {}
+            }
+            *done += 1;
+        }
+        for (n, item) in busy.iter().enumerate().filter(|(_, i)| i.change.new.is_some()) {
+            self.tree.put(staging, n, &item.change.path, &item.here)?;
+            *done += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The command that brings back what a backup has.
+pub(crate) fn restore(backup: &str) -> String {
+    format!("git restore --overlay --worktree --source={backup} -- :/")
+}
+
+/// A commit of the whole change on a new branch; working tree, index and HEAD stay as they are.
+///
+/// # Errors
+/// A name that is none or is taken; files that only a filter program could turn into what belongs
+/// in a commit; git's own failure.
+pub fn to_branch(exported: &Exported, branch: &str, message: &str, dry_run: bool) -> Result<ApplySummary> {
+    objects::check_branch(exported, branch)?;
+    refuse_filters(exported)?;
+    let mut done = committed(exported, branch);
+    if dry_run || !done.has_changes {
+        return Ok(done);
+    }
+    let base = exported.base_commit();
+    let commit = objects::commit(exported, &exported.tree, base, message, false)?;
+    objects::keep(exported, &commit)?;
+    objects::make_ref(exported, &format!("refs/heads/{branch}"), &commit, "banger: apply")?;
+    let subject = message.lines().next().unwrap_or_default();
+    done.branch = Some(branch.to_owned());
+    done.commits = vec![AppliedCommit { id: commit, subject: subject.into() }];
+    Ok(done)
+}
+
+/// A commit holds what a filter makes of a file, and no filter runs on what a guest wrote.
+fn refuse_filters(exported: &Exported) -> Result<()> {
+    match exported.summary.unfiltered.first() {
+        Some(path) => Err(WorkspaceError::NeedsFilter(path.clone())),
+        None => Ok(()),
+    }
+}
+
+/// The summary of a change that goes to a branch.
+fn committed(exported: &Exported, branch: &str) -> ApplySummary {
+    let files = exported.summary.files.iter().map(|file| AppliedFile {
+        path: file.path.clone(),
+        change: file.change,
+        outcome: Outcome::Committed,
+    });
+    let has_changes = exported.summary.has_changes;
+    let branch = Some(branch.to_owned()).filter(|_| has_changes);
+    ApplySummary { files: files.collect(), branch, ..summary(exported) }
+}
+
+fn summary(exported: &Exported) -> ApplySummary {
+    let from = &exported.summary;
+    ApplySummary {
+        target: exported.source.top.clone().into_os_string().into(),
+        base_commit: from.base_commit.clone(),
+        has_changes: from.has_changes,
+        unfiltered: from.unfiltered.clone(),
+        skipped_repositories: from.skipped_repositories,
+        skipped_paths: from.skipped_paths.clone(),
+        ..ApplySummary::default()
+    }
+}
+
+fn kinds(exported: &Exported) -> BTreeMap<Vec<u8>, ChangeKind> {
+    exported.summary.files.iter().map(|f| (f.path.as_bytes().to_vec(), f.change)).collect()
+}
