@@ -17,16 +17,26 @@ pub const MODULES: &str = "banger.modules";
 /// Kernel command line, a word without a value: /init prints how long each of its steps took.
 pub const DEBUG: &str = "banger.debug";
 
+/// Kernel command line, a word without a value: the image's own init is not started and the agent stays process 1,
+/// so that files can be had from a guest that does not boot otherwise.
+pub const RESCUE: &str = "banger.rescue";
+
 /// In the initramfs: the agent.
 pub const INIT: &str = "init";
 /// In the initramfs: the directory of module files.
 pub const MODULE_DIR: &str = "modules";
 /// In the initramfs: the list of modules, one `STAGE FILE` a line, in load order.
-/// `STAGE` is [`STAGE_BOOT`], [`STAGE_NET`] or [`STAGE_LATE`].
+/// `STAGE` is one of the `STAGE_` words; those of a stage that a list does not have are in an
+/// earlier one.
 pub const MODULE_LIST: &str = "modules/load";
-/// Modules without which there is no channel and no root: loaded first.
+/// Modules of the bus on which all devices are: loaded first.
+pub const STAGE_BUS: &str = "bus";
+/// Modules without which there is no root.
 pub const STAGE_BOOT: &str = "boot";
-/// Modules of the network device: loaded when the host configures one, on which it waits.
+/// Modules without which there is no channel: loaded while the root is put together.
+pub const STAGE_CHANNEL: &str = "channel";
+/// Modules of the network device: loaded beside those of the channel when there is one, at the latest when the host
+/// configures it.
 pub const STAGE_NET: &str = "net";
 /// Modules on which nobody waits: random numbers, other transports.
 pub const STAGE_LATE: &str = "late";

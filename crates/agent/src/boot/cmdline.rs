@@ -20,6 +20,8 @@ pub(super) struct BootConfig {
     pub(super) home: Option<String>,
     /// The disk with the kernel's modules.
     pub(super) modules: Option<String>,
+    /// Whether to leave the image's init alone.
+    pub(super) rescue: bool,
     /// Whether to print how long each step took.
     pub(super) debug: bool,
 }
@@ -35,6 +37,7 @@ pub(super) fn parse(cmdline: &str) -> Result<BootConfig> {
             .map(str::to_owned)
     };
     let missing = |key: &str| BootError::Missing(format!("the kernel command line has no {key}="));
+    let has = |key: &str| cmdline.split_ascii_whitespace().any(|word| word == key);
     Ok(BootConfig {
         hostname: value(boot::HOSTNAME),
         base: value(boot::BASE).ok_or_else(|| missing(boot::BASE))?,
@@ -42,7 +45,8 @@ pub(super) fn parse(cmdline: &str) -> Result<BootConfig> {
         system: value(boot::SYSTEM),
         home: value(boot::HOME),
         modules: value(boot::MODULES),
-        debug: cmdline.split_ascii_whitespace().any(|word| word == boot::DEBUG),
+        rescue: has(boot::RESCUE),
+        debug: has(boot::DEBUG),
     })
 }
 
@@ -62,7 +66,7 @@ mod tests {
         assert_eq!(config.base_fs, "squashfs");
         assert_eq!(config.hostname.as_deref(), Some("calm-otter"));
         assert_eq!(config.system, None);
-        assert!(config.debug);
+        assert!(config.debug && !config.rescue);
     }
 
     #[test]

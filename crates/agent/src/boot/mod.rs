@@ -79,9 +79,7 @@ fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
     let config = cmdline::parse(&line)?;
     steps.done("start");
     let modules = ModuleDir::open(&format!("/{}", boot::MODULE_DIR))?;
-    if let Some(dir) = &modules {
-        dir.load(boot::STAGE_BOOT)?;
-    }
+    let devices = modules.as_ref().map(load_devices).transpose()?;
     steps.done("modules");
     let disks = Disks::find(&config)?;
     let first_boot = root::assemble(&config, &disks)?;
@@ -102,13 +100,35 @@ fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
     }
     guest::set_machine_id(Path::new("/"), first_boot);
     steps.done("identity");
-    let init = handover::find_init(Path::new("/"));
+    if let Some(devices) = devices {
+        devices
+            .join()
+            .unwrap_or_else(|_| Err(BootError::Invalid("the thread that loads modules ended".into())))?;
+    }
+    steps.done("devices");
+    let init = if config.rescue { None } else { handover::find_init(Path::new("/")) };
     let server = handover::start_server(modules.as_ref(), init)?;
     steps.done("server");
     if config.debug {
         steps.print();
     }
     Ok((server, modules, init))
+}
+
+/// Loads what the root needs, and begins with what the channel and the network need on a thread of its own, so that a
+/// second processor has something to do. Who becomes another program must have joined it: that would end the thread.
+fn load_devices(dir: &ModuleDir) -> Result<std::thread::JoinHandle<Result<()>>> {
+    dir.load(boot::STAGE_BUS)?;
+    let network = network::has_device(Path::new("/sys/bus/virtio/devices"));
+    let beside = dir.try_clone()?;
+    let thread = std::thread::Builder::new()
+        .spawn(move || {
+            beside.load(boot::STAGE_CHANNEL)?;
+            if network { beside.load(boot::STAGE_NET) } else { Ok(()) }
+        })
+        .map_err(BootError::os("start a thread"))?;
+    dir.load(boot::STAGE_BOOT)?;
+    Ok(thread)
 }
 
 /// First thing in the server process: own session, out of the OOM killer's reach.

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use banger_protocol::boot;
 use rustix::fs::{Mode, OFlags};
@@ -38,9 +39,18 @@ impl ModuleDir {
         &self.0
     }
 
+    /// Another descriptor of the same directory, for another thread.
+    pub(super) fn try_clone(&self) -> Result<Self> {
+        self.0.try_clone().map(Self).map_err(BootError::os("keep the module directory"))
+    }
+
     /// Loads all modules of a stage. Those that are there already are fine.
     pub(super) fn load(&self, stage: &str) -> Result<()> {
         for file in files(&self.list()?, stage)? {
+            // Asked first: the kernel would read and check the whole file before it says so.
+            if is_loaded(file) {
+                continue;
+            }
             let fd = self.open_file(file)?;
             match rustix::system::finit_module(&fd, c"", 0) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -68,6 +78,11 @@ impl ModuleDir {
         rustix::fs::openat(self.0.as_fd(), file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(BootError::os(format!("open module {file}")))
     }
+}
+
+fn is_loaded(file: &str) -> bool {
+    let name = file.strip_suffix(".ko").unwrap_or(file).replace('-', "_");
+    Path::new("/sys/module").join(name).exists()
 }
 
 fn list_name() -> &'static str {

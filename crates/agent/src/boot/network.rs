@@ -48,6 +48,16 @@ pub(super) fn configure(config: &NetworkConfig) -> Result<()> {
     }
 }
 
+/// Whether there is a virtio device for a network, with or without its driver.
+pub(super) fn has_device(virtio_devices: &Path) -> bool {
+    // Virtual I/O Device specification 1.2, 5: device ids
+    const NETWORK: &str = "0x0001";
+    let Ok(entries) = std::fs::read_dir(virtio_devices) else { return false };
+    entries.flatten().any(|entry| {
+        std::fs::read_to_string(entry.path().join("device")).is_ok_and(|id| id.trim() == NETWORK)
+    })
+}
+
 /// Programs expect loopback even where there is no network.
 pub(super) fn loopback() -> Result<()> {
     loopback_up(&Netlink::open().map_err(BootError::os("ask the kernel's routing side"))?)
@@ -183,5 +193,21 @@ mod tests {
         assert!(path.symlink_metadata().unwrap().is_file());
         assert_eq!(std::fs::read_to_string(path).unwrap(), "nameserver 10.0.2.3\n");
         assert_eq!(std::fs::read_to_string(root.path().join("etc/stub")).unwrap(), "nameserver 127.0.0.53\n");
+    }
+
+    #[test]
+    fn a_network_device_is_known_before_its_driver() {
+        // Given a bus with a disk and an entropy source, then also a network device
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, id: &str| {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("device"), id).unwrap();
+        };
+        put("virtio0", "0x0002\n");
+        put("virtio1", "0x0004\n");
+        assert!(!has_device(dir.path()));
+        put("virtio2", "0x0001\n");
+        assert!(has_device(dir.path()));
+        assert!(!has_device(&dir.path().join("nowhere")));
     }
 }

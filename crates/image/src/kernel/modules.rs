@@ -10,10 +10,13 @@ use banger_protocol::boot;
 use super::error::{KernelError, Result};
 use crate::error::ImageError;
 
-/// What the channel and the root need. virtio's module does not name virtio_ring before itself in every kernel;
-/// this order is the one that loads.
-const BOOT: &[&str] =
-    &["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_console", "squashfs", "ext4", "overlay"];
+/// Where all devices are. virtio's module does not name virtio_ring before itself in every kernel; this order is the
+/// one that loads.
+const BUS: &[&str] = &["virtio_ring", "virtio", "virtio_mmio"];
+/// What the root needs.
+const BOOT: &[&str] = &["virtio_blk", "squashfs", "ext4", "overlay"];
+/// What the channel needs.
+const CHANNEL: &[&str] = &["virtio_console"];
 /// The network device.
 const NET: &[&str] = &["virtio_net"];
 /// On which nobody waits.
@@ -60,7 +63,13 @@ fn resolve(dep: &str, builtin: &str, release: &str) -> Result<Vec<Step>> {
         .collect();
     let builtin: Vec<String> = builtin.lines().map(module_name).collect();
     let mut steps: Vec<Step> = Vec::new();
-    let stages = [(boot::STAGE_BOOT, BOOT), (boot::STAGE_NET, NET), (boot::STAGE_LATE, LATE)];
+    let stages = [
+        (boot::STAGE_BUS, BUS),
+        (boot::STAGE_BOOT, BOOT),
+        (boot::STAGE_CHANNEL, CHANNEL),
+        (boot::STAGE_NET, NET),
+        (boot::STAGE_LATE, LATE),
+    ];
     for (stage, name) in
         stages.iter().flat_map(|(stage, names)| names.iter().map(move |name| (*stage, *name)))
     {
@@ -133,12 +142,11 @@ mod tests {
     fn dependencies_come_first_and_nothing_twice() {
         // Given a kernel like Debian's: ext4 built in, the rest modules, and no vsock
         let steps = resolve(DEP, BUILTIN, "6.1").unwrap();
-        // Then the first stage has just what the root and the channel need
-        assert_eq!(
-            paths(boot::STAGE_BOOT, &steps),
-            ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_console", "squashfs", "overlay"]
-        );
-        // And the second what is left, its dependencies first, a dash in a file name no obstacle
+        // Then each stage has just what it needs and no earlier one had
+        assert_eq!(paths(boot::STAGE_BUS, &steps), ["virtio_ring", "virtio", "virtio_mmio"]);
+        assert_eq!(paths(boot::STAGE_BOOT, &steps), ["virtio_blk", "squashfs", "overlay"]);
+        assert_eq!(paths(boot::STAGE_CHANNEL, &steps), ["virtio_console"]);
+        // And the last what is left, its dependencies first, a dash in a file name no obstacle
         assert_eq!(paths(boot::STAGE_NET, &steps), ["failover", "net_failover", "virtio_net"]);
         assert_eq!(paths(boot::STAGE_LATE, &steps), ["virtio_rng"]);
     }
@@ -152,8 +160,11 @@ mod tests {
 
     #[test]
     fn a_kernel_with_everything_built_in_loads_nothing() {
-        let builtin: String =
-            BOOT.iter().chain(NET).chain(LATE).map(|name| format!("kernel/{name}.ko\n")).collect();
+        let builtin: String = [BUS, BOOT, CHANNEL, NET, LATE]
+            .concat()
+            .iter()
+            .map(|name| format!("kernel/{name}.ko\n"))
+            .collect();
         assert_eq!(resolve("", &builtin, "6.1").unwrap(), []);
     }
 

@@ -74,7 +74,7 @@ fn an_imported_kernel_is_listed_boots_and_can_be_deleted() {
     assert!(std::fs::read(files.modules.unwrap()).unwrap().starts_with(b"hsqs"), "a squashfs");
     let initramfs = String::from_utf8_lossy(&std::fs::read(&files.initramfs).unwrap()).into_owned();
     assert!(
-        initramfs.contains("boot virtio_ring.ko\nboot virtio.ko\n")
+        initramfs.contains("bus virtio_ring.ko\nbus virtio.ko\n")
             && initramfs.contains("net virtio_net.ko\n")
     );
     // And nothing is left after it is deleted
