@@ -39,6 +39,8 @@ pub struct MachineSpec {
     pub log_dir: PathBuf,
     /// Print the kernel's messages on the console. For the retry after a boot that said nothing.
     pub verbose_console: bool,
+    /// Start nothing in the guest but the agent: for getting files out of one that cannot boot.
+    pub rescue: bool,
 }
 
 /// What a disk is for; also its virtio serial, by which the guest finds it.

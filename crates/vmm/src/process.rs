@@ -8,7 +8,9 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use banger_model::VmId;
 use rustix::io::Errno;
@@ -104,6 +106,17 @@ impl ProcessId {
             && stat(self.pid).is_ok_and(|s| s.is_some_and(|s| s.start_time == self.start_time && !s.ended()))
     }
 
+    /// How long it has run, if it does.
+    fn age(&self) -> Result<Duration> {
+        let path = Path::new("/proc/uptime");
+        let text = fs::read_to_string(path).map_err(VmmError::file("read", path))?;
+        let up: f64 = text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default();
+        let ticks = rustix::param::clock_ticks_per_second().max(1);
+        #[expect(clippy::cast_precision_loss, reason = "seconds since boot fit a double")]
+        let began = self.start_time as f64 / ticks as f64;
+        Ok(Duration::from_secs_f64((up - began).max(0.0)))
+    }
+
     /// A descriptor of this very process; `None` when it has ended.
     ///
     /// # Errors
@@ -178,10 +191,12 @@ fn reap(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<ChildExit>> {
     }
 }
 
+const MARK: &str = "banger-vm-";
+
 /// The word that marks a VM's processes in their command lines.
 #[must_use]
 pub fn mark(id: &VmId) -> String {
-    format!("banger-vm-{id}")
+    format!("{MARK}{id}")
 }
 
 /// Running processes that carry a VM's mark: started for it, whether or not anybody wrote that
@@ -208,6 +223,58 @@ pub fn find_marked(id: &VmId) -> Result<Vec<ProcessId>> {
         }
     }
     Ok(found)
+}
+
+/// A running process that carries some VM's mark.
+#[derive(Debug, Clone)]
+pub struct Marked {
+    /// The VM it was started for.
+    pub vm: VmId,
+    /// It.
+    pub process: ProcessId,
+    /// Its working directory; of one that was removed, the path it had.
+    pub works_in: PathBuf,
+}
+
+/// Every running session leader of this user that carries a VM's mark and is at least so old, whichever installation
+/// it belongs to.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn all_marked(age: Duration) -> Result<Vec<Marked>> {
+    let proc = Path::new("/proc");
+    let ours = rustix::process::geteuid().as_raw();
+    let mut found = Vec::new();
+    for entry in fs::read_dir(proc).map_err(VmmError::file("read", proc))?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if !entry.metadata().is_ok_and(|m| m.uid() == ours) {
+            continue;
+        }
+        let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
+        let Some(vm) = marked_for(&command_line) else { continue };
+        let leads = stat(pid).is_ok_and(|s| s.is_some_and(|s| s.session == pid));
+        let Ok(works_in) = fs::read_link(entry.path().join("cwd")) else { continue };
+        let text = works_in.as_os_str().as_bytes();
+        let works_in = PathBuf::from(OsStr::from_bytes(text.strip_suffix(b" (deleted)").unwrap_or(text)));
+        if leads
+            && let Some(process) = ProcessId::of(pid)?
+            && process.age()? >= age
+        {
+            found.push(Marked { vm, process, works_in });
+        }
+    }
+    Ok(found)
+}
+
+/// The VM whose mark a command line carries.
+fn marked_for(command_line: &[u8]) -> Option<VmId> {
+    let id_of = |word: &[u8]| std::str::from_utf8(word).ok()?.strip_prefix(MARK)?.parse().ok();
+    let mut words = command_line.split(|b| *b == 0);
+    let first = words.next().unwrap_or_default();
+    let named = first.iter().rposition(|b| *b == b':').and_then(|colon| first.get(colon + 1..));
+    named.and_then(id_of).or_else(|| words.find_map(id_of))
 }
 
 /// Whether an argument is the mark itself, or the first is `PROGRAM:MARK` (for programs that have
@@ -310,6 +377,25 @@ mod tests {
             child.wait().unwrap();
         }
         assert!(find_marked(&id).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_marked_process_is_found_without_knowing_its_vm_and_with_its_directory() {
+        let id = VmId::from_random([0xb, 0, 0, 0, 0, 2]);
+        let mut ours = sleeper(Some(&mark(&id)));
+        let found = loop {
+            let all = all_marked(Duration::ZERO).unwrap();
+            if let Some(found) = all.into_iter().find(|m| m.vm == id) {
+                break found;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(found.process.pid, ours.id());
+        assert_eq!(found.works_in, std::env::current_dir().unwrap());
+        // It is young yet.
+        assert!(all_marked(Duration::from_secs(3600)).unwrap().iter().all(|m| m.vm != id));
+        ours.kill().unwrap();
+        ours.wait().unwrap();
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub struct Standalone {
     fds: Vec<OwnedFd>,
     log: PathBuf,
     dir: PathBuf,
+    small_pages: bool,
 }
 
 /// A started program. Dropping it kills the program, unless [`Spawned::release`] was called: so
@@ -44,7 +45,13 @@ impl Standalone {
             fds: Vec::new(),
             log: log.to_owned(),
             dir: dir.to_owned(),
+            small_pages: false,
         }
+    }
+
+    /// Keeps huge pages from the program, whatever it asks for.
+    pub fn small_pages(&mut self) {
+        self.small_pages = true;
     }
 
     /// Sets the program's own name for itself (`argv[0]`).
@@ -90,12 +97,19 @@ impl Standalone {
             .stdout(log.try_clone().map_err(failed)?)
             .stderr(log);
         let given: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let small_pages = self.small_pages;
         // SAFETY: the closure runs between fork and exec. It only makes system calls (setsid,
-        // close_range, fcntl), allocates nothing and touches no lock; the descriptors it names are
+        // close_range, fcntl, prctl), allocates nothing and touches no lock; the descriptors it names are
         // kept open by `self.fds` until after the spawn.
         #[expect(unsafe_code, reason = "pre_exec is the only hook between fork and exec")]
         unsafe {
-            command.pre_exec(move || detach(&given));
+            command.pre_exec(move || {
+                if small_pages {
+                    // A kernel without huge pages has nothing to disable.
+                    let _ = rustix::thread::disable_transparent_huge_pages(true);
+                }
+                detach(&given)
+            });
         }
         let child = command.spawn().map_err(failed)?;
         // Our own unreaped child: its pid cannot be anybody else's yet.
@@ -196,7 +210,8 @@ mod tests {
         let log = dir.path().join("log");
         let mut program = Standalone::new(Path::new("/bin/sh"), &log, dir.path());
         let number = program.give(given.into());
-        let script = "ps -o sid= -p $$; echo $$; pwd; env; ls -l /proc/$$/fd; exec sleep 600";
+        program.small_pages();
+        let script = "grep ^THP_enabled /proc/self/status; ps -o sid= -p $$; echo $$; pwd; env; ls -l /proc/$$/fd; exec sleep 600";
         let script = script.replace("ps -o sid= -p $$", "cut -d' ' -f6 /proc/$$/stat");
         // When it runs
         let spawned = program.args(["-c", &script]).spawn().unwrap();
@@ -208,6 +223,14 @@ mod tests {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         };
         // Then it leads a session, works in its directory, and has no descriptor but its own
+        // And no huge pages, where the kernel tells (6.0 and newer)
+        let text = match text.split_once('\n') {
+            Some((line, rest)) if line.starts_with("THP") => {
+                assert_eq!(line, "THP_enabled:\t0");
+                rest.to_owned()
+            }
+            _ => text,
+        };
         let mut lines = text.lines();
         assert_eq!(lines.next(), lines.next());
         assert_eq!(lines.next(), Some(dir.path().to_str().unwrap()));

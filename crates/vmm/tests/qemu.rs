@@ -65,6 +65,7 @@ impl Bench {
             runtime_dir: self.dir.path().to_owned(),
             log_dir: self.dir.path().to_owned(),
             verbose_console: false,
+            rescue: false,
         }
     }
 

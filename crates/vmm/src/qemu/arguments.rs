@@ -135,6 +135,7 @@ mod tests {
             runtime_dir: "/r".into(),
             log_dir: "/v,1".into(),
             verbose_console: false,
+            rescue: false,
         }
     }
 
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_what_was_measured_to_work() {
-        let boot = Boot { tsc_khz: Some(2_600_000), verbose: false };
+        let boot = Boot { tsc_khz: Some(2_600_000), verbose: false, rescue: false };
         let expected = include_str!("arguments.snapshot");
         assert_eq!(line(&spec(), boot), expected.trim_end());
     }
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn kvm_guests_get_the_hosts_processor_and_no_clock_hints() {
         let kvm = MachineSpec { accel: Accel::Kvm, ..spec() };
-        let line = line(&kvm, Boot { tsc_khz: None, verbose: true });
+        let line = line(&kvm, Boot { tsc_khz: None, verbose: true, rescue: false });
         assert!(line.contains("-accel\nkvm\n-cpu\nhost\n"), "{line}");
         assert!(
             !line.contains("tsc") && !line.contains(" quiet") && line.contains("ignore_loglevel"),

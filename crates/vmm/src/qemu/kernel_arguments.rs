@@ -33,6 +33,8 @@ pub(super) struct Boot {
     pub tsc_khz: Option<u32>,
     /// Print everything.
     pub verbose: bool,
+    /// Start nothing but the agent.
+    pub rescue: bool,
 }
 
 /// The whole line for a machine.
@@ -49,6 +51,9 @@ pub(super) fn line(name: &VmName, disks: &[Disk], how: Boot) -> String {
         // Every byte on the serial port costs a trip out of the guest: 0.3 s for the whole log.
         "quiet".to_owned()
     });
+    if how.rescue {
+        words.push(boot::RESCUE.to_owned());
+    }
     for disk in disks {
         let serial = disk.role.serial();
         match disk.role {
