@@ -144,6 +144,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_stage_is_one_of_those_that_are_told_of() {
+        let told: Vec<&str> = STAGES.iter().map(|(_, stage, _)| *stage).collect();
+        assert_eq!(told, super::super::BUILD_STAGES[1..8]);
+    }
+
+    #[test]
     fn progress_rises_within_a_stage_and_begins_anew_with_the_next() {
         let mut log = Log::default();
         assert_eq!(log.line("I: chroot architecture amd64 is equal"), None);

@@ -24,6 +24,10 @@ use crate::workdir::WorkDir;
 use cache::Cache;
 use log::Log;
 
+/// The stages that a build reports, in this order; the last is the store's.
+pub const BUILD_STAGES: [&str; 9] =
+    ["prepare", "lists", "download", "extract", "base", "packages", "clean", "pack", "store"];
+
 const WHAT: &str = "the image build";
 /// Work directories in the system's temporary directory.
 pub(crate) const PREFIX: &str = "banger-build-";

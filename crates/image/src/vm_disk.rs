@@ -1,4 +1,4 @@
-//! The writable disk that every VM owns: one sparse ext4 file.
+//! The writable disks that VMs own: sparse ext4 files.
 //! Must never touch a file that exists already, except to grow it.
 
 use std::ffi::OsStr;
@@ -14,18 +14,42 @@ use crate::job;
 
 /// Below this there is no room for a journal worth having.
 const MIN: u64 = 16 << 20;
-/// The label, so that people who look at the file know whose it is.
-const LABEL: &str = "banger-system";
 /// mke2fs(8): the file is all holes, so nothing needs zeroing, now or by the guest's kernel later.
 const PREZEROED: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=1,assume_storage_prezeroed=1";
 /// The same for e2fsprogs before 1.47, which do not know the last word.
 const LAZY: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
 
-/// A VM's writable system disk.
-#[derive(Debug)]
-pub struct SystemDisk;
+/// What a disk is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskUse {
+    /// What a VM writes above its image.
+    System,
+    /// The user's home, which survives a change of image.
+    Work,
+}
 
-impl SystemDisk {
+impl DiskUse {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::System => "system disk",
+            Self::Work => "work disk",
+        }
+    }
+
+    /// So that people who look at the file know whose it is.
+    fn label(self) -> &'static str {
+        match self {
+            Self::System => "banger-system",
+            Self::Work => "banger-work",
+        }
+    }
+}
+
+/// A disk that a VM owns.
+#[derive(Debug)]
+pub struct VmDisk;
+
+impl VmDisk {
     /// Makes a sparse ext4 file of `size` at `path`, mode 0600: some 5 ms and 200 KB, whatever the size.
     ///
     /// mkfs.ext4 writes so little into a hole (no reserved group descriptors, no zeroing) that a template to
@@ -33,10 +57,10 @@ impl SystemDisk {
     ///
     /// # Errors
     /// `invalid_argument` below 16 MiB, `already_exists` when there is a file, `unavailable` without mkfs.ext4.
-    pub fn create(path: &Path, size: Bytes) -> Result<()> {
+    pub fn create(path: &Path, size: Bytes, purpose: DiskUse) -> Result<()> {
         if size.0 < MIN {
             return Err(ImageError::Invalid {
-                message: format!("a system disk of {size} is too small"),
+                message: format!("a {} of {size} is too small", purpose.noun()),
                 hint: Some(format!("use at least {}", Bytes(MIN))),
             });
         }
@@ -46,52 +70,51 @@ impl SystemDisk {
             .mode(0o600)
             .open(path)
             .map_err(ImageError::io("make", path))?;
-        let made =
-            file.set_len(size.0).map_err(ImageError::io("size", path)).and_then(|()| format(path, size));
+        let made = file
+            .set_len(size.0)
+            .map_err(ImageError::io("size", path))
+            .and_then(|()| format(path, size, purpose.label()));
         if made.is_err() {
             let _ = fs::remove_file(path);
         }
         made
     }
 
-    /// Makes the disk of a *stopped* VM larger; what is on it stays.
+    /// Makes the disk of a *stopped* VM larger: one system call, of which a crash leaves all or nothing. The agent
+    /// grows the file system on it at the next boot. A disk that has the size is left alone.
     ///
     /// # Errors
     /// `invalid_argument` when `size` is smaller than the disk.
-    pub fn grow(path: &Path, size: Bytes) -> Result<()> {
+    pub fn extend(path: &Path, size: Bytes, purpose: DiskUse) -> Result<()> {
         let now = fs::metadata(path).map_err(ImageError::io("look at", path))?.len();
         if size.0 < now {
             return Err(ImageError::Invalid {
-                message: format!("a system disk of {} cannot shrink to {size}", Bytes(now)),
-                hint: None,
+                message: format!("a {} of {} cannot shrink to {size}", purpose.noun(), Bytes(now)),
+                hint: Some("disks only grow".to_owned()),
             });
         }
-        let file = OpenOptions::new().write(true).open(path).map_err(ImageError::io("open", path))?;
-        file.set_len(size.0).map_err(ImageError::io("size", path))?;
-        // resize2fs refuses a file system that was not checked since it was mounted; 1 is "repaired".
-        let check = run("e2fsck", &["-f".as_ref(), "-p".as_ref(), path.as_os_str()])?;
-        if !matches!(check.status.code(), Some(0 | 1)) {
-            return Err(failed("e2fsck", &check));
+        if size.0 == now {
+            return Ok(());
         }
-        let resize = run("resize2fs", &[path.as_os_str()])?;
-        if resize.status.success() { Ok(()) } else { Err(failed("resize2fs", &resize)) }
+        let file = OpenOptions::new().write(true).open(path).map_err(ImageError::io("open", path))?;
+        file.set_len(size.0).map_err(ImageError::io("size", path))
     }
 }
 
-fn format(path: &Path, size: Bytes) -> Result<()> {
-    let mut output = mkfs(path, size, PREZEROED)?;
+fn format(path: &Path, size: Bytes, label: &str) -> Result<()> {
+    let mut output = mkfs(path, size, label, PREZEROED)?;
     if !output.status.success() && !mentions_bad_option(&output) {
         return Err(failed("mkfs.ext4", &output));
     }
     if !output.status.success() {
-        output = mkfs(path, size, LAZY)?;
+        output = mkfs(path, size, label, LAZY)?;
     }
     if output.status.success() { Ok(()) } else { Err(failed("mkfs.ext4", &output)) }
 }
 
-fn mkfs(path: &Path, size: Bytes, extended: &str) -> Result<Output> {
+fn mkfs(path: &Path, size: Bytes, label: &str, extended: &str) -> Result<Output> {
     let words =
-        ["-q", "-F", "-m", "0", "-O", "^resize_inode", "-J", journal(size), "-L", LABEL, "-E", extended];
+        ["-q", "-F", "-m", "0", "-O", "^resize_inode", "-J", journal(size), "-L", label, "-E", extended];
     let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
     args.push(path.as_os_str());
     run("mkfs.ext4", &args)
@@ -147,7 +170,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (name, size) in [("small", 16 << 20), ("usual", 8 << 30), ("large", 256u64 << 30)] {
             let path = dir.path().join(name);
-            SystemDisk::create(&path, Bytes(size)).unwrap();
+            VmDisk::create(&path, Bytes(size), DiskUse::System).unwrap();
             let meta = fs::metadata(&path).unwrap();
             assert_eq!(meta.len(), size);
             assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
@@ -162,26 +185,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, "precious").unwrap();
-        let error: banger_model::Error = SystemDisk::create(&path, Bytes(1 << 30)).unwrap_err().into();
+        let error: banger_model::Error =
+            VmDisk::create(&path, Bytes(1 << 30), DiskUse::System).unwrap_err().into();
         assert_eq!(error.code, banger_model::ErrorCode::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        assert!(SystemDisk::create(&dir.path().join("tiny"), Bytes(1 << 20)).is_err());
+        assert!(VmDisk::create(&dir.path().join("tiny"), Bytes(1 << 20), DiskUse::Work).is_err());
         assert!(!dir.path().join("tiny").exists());
     }
 
     #[test]
-    fn a_disk_grows_and_never_shrinks() {
+    fn a_disk_grows_and_never_shrinks_and_keeps_what_is_on_it() {
         if !has_mkfs() {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
-        SystemDisk::create(&path, Bytes(1 << 30)).unwrap();
-        SystemDisk::grow(&path, Bytes(20 << 30)).unwrap();
+        VmDisk::create(&path, Bytes(1 << 30), DiskUse::Work).unwrap();
+        VmDisk::extend(&path, Bytes(20 << 30), DiskUse::Work).unwrap();
+        VmDisk::extend(&path, Bytes(20 << 30), DiskUse::Work).unwrap();
         let check = run("e2fsck", &["-f".as_ref(), "-n".as_ref(), path.as_os_str()]).unwrap();
         let said = String::from_utf8_lossy(&check.stdout).into_owned();
-        assert!(check.status.success() && said.contains("/5242880 blocks"), "{said}");
-        assert!(SystemDisk::grow(&path, Bytes(1 << 30)).is_err());
+        assert!(check.status.success() && said.contains("banger-work"), "{said}");
+        let error: banger_model::Error =
+            VmDisk::extend(&path, Bytes(1 << 30), DiskUse::Work).unwrap_err().into();
+        assert_eq!(error.code, banger_model::ErrorCode::InvalidArgument);
         assert_eq!(fs::metadata(&path).unwrap().len(), 20 << 30);
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 < 4 << 20, "a larger disk costs nothing");
     }
 }
