@@ -7,6 +7,7 @@
 
 mod artifact;
 mod daemon;
+mod operation;
 mod vm;
 
 use serde::{Deserialize, Serialize};
@@ -17,9 +18,11 @@ use crate::ProtocolVersion;
 
 pub use artifact::{AvailableKernel, BuildImage, ImportImage, ImportKernel, PullKernel};
 pub use daemon::{Check, CheckStatus, DaemonStatus};
+pub use operation::{DETACH, News, OperationState, OperationView, PREFER, VmNews};
 pub use vm::{
     AppliedCommit, AppliedFile, ApplyRequest, ApplySummary, ChangeKind, CreateVm, CreatedVm, ExecRequest,
-    ExportRequest, ExportSummary, FileChange, KillVm, Outcome, PreparePlan, PrepareRequest, StopVm, Timing,
+    ExportRequest, ExportSummary, FileChange, KillVm, Outcome, PreparePlan, PrepareRequest, RebuildVm, SetVm,
+    StopVm, Timing,
 };
 
 /// This protocol's version; the major is the `/v1` of every path.

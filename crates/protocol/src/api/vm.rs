@@ -80,6 +80,32 @@ pub struct StopVm {
     pub timeout_ms: Option<u64>,
 }
 
+/// `POST /v1/vms/{vm}/set`: another size for a VM that is off. What is absent stays; disks only grow.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SetVm {
+    /// Virtual CPUs.
+    pub vcpu: Option<u32>,
+    /// Memory, MiB.
+    pub memory: Option<Mib>,
+    /// Size of the writable system disk, bytes.
+    pub disk_size: Option<Bytes>,
+    /// Size of the disk on the user's home, bytes; one that is not there yet is made, and gets what is in the home.
+    pub work_disk: Option<Bytes>,
+}
+
+/// `POST /v1/vms/{vm}/rebuild`: a new system disk for a VM that is off. Its work disk stays.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct RebuildVm {
+    /// The image; what the name of the present one means now when absent.
+    pub image: Option<ImageName>,
+    /// Rebuild it although it has no work disk and everything in it is lost.
+    pub force: bool,
+}
+
 /// `POST /v1/vms/{vm}/kill`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
