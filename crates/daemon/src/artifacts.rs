@@ -152,7 +152,7 @@ impl Artifacts {
         };
         let images = self.images.clone();
         let built = self.job(op, "image", move |context| Ok(images.build(&spec, context)?)).await?;
-        self.publish(name, built, ImageSource::Build)
+        op.step("publish", || false, async { self.publish(name, built, ImageSource::Build) }).await
     }
 
     /// Takes in a directory, tar archive or squashfs file.
@@ -167,7 +167,7 @@ impl Artifacts {
         }
         let images = self.images.clone();
         let built = self.job(op, "image", move |context| Ok(images.import(&path, context)?)).await?;
-        self.publish(request.name, built, ImageSource::Import)
+        op.step("publish", || false, async { self.publish(request.name, built, ImageSource::Import) }).await
     }
 
     /// Forgets an image, and deletes its file when nothing else refers to it.
@@ -336,9 +336,13 @@ impl Artifacts {
     ) -> Result<T> {
         let (op, cache_dir) = (op.clone(), self.cache.clone());
         blocking(move || {
-            let progress = |p: Progress| op.stage(stage, p.message, p.percent);
-            let cancelled = || op.check().is_err();
-            work(&Context { progress: &progress, cancelled: &cancelled, cache_dir })
+            let faults = op.stages();
+            let progress = |p: Progress| {
+                faults.at(p.stage);
+                op.stage(stage, p.message, p.percent);
+            };
+            let cancelled = || op.check().is_err() || faults.must_end();
+            faults.end(work(&Context { progress: &progress, cancelled: &cancelled, cache_dir }))
         })
         .await
     }

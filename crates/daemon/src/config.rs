@@ -151,9 +151,9 @@ impl Config {
         host: Host,
     ) -> Result<Self> {
         let defaults = file.vm_defaults;
-        // A quarter of the CPUs up to four, an eighth of the memory up to eight GiB: several VMs
-        // fit beside the user's own work.
-        let vcpu = (host.cpus / 4).clamp(1, 4);
+        // A quarter of the CPUs from two (if there are two) to four, an eighth of the memory up to eight GiB: several
+        // VMs fit beside the user's own work, and a build in a guest has a second CPU, as has its boot.
+        let vcpu = (host.cpus / 4).clamp(host.cpus.clamp(1, 2), 4);
         let memory = Mib((host.memory.0 / 8).clamp(1024, 8192) / 256 * 256);
         let qemu = match (env("BANGER_QEMU").filter(|v| !v.is_empty()), file.qemu) {
             (Some(value), _) => Setting { value: Some(value.into()), origin: Origin::Environment },
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn without_a_file_the_host_decides() {
         let config = Config::load(|_| None, HOST).unwrap();
-        assert_eq!((config.vcpu.value, config.memory.value), (1, Mib(2816)));
+        assert_eq!((config.vcpu.value, config.memory.value), (2, Mib(2816)));
         assert_eq!(config.memory.origin, Origin::Builtin);
         assert_eq!(config.file, None);
     }

@@ -1,6 +1,7 @@
 //! The composition root: makes the services, joins them, serves until told to end. Nothing below
 //! reaches back to it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Host};
+use crate::fault::{self, Death, Faults};
+use crate::operations::Operations;
 use crate::startup::Dirs;
 use crate::vm::{Parts, Vms};
 use crate::workspace::Workspaces;
@@ -30,6 +33,7 @@ pub(crate) struct Daemon {
     pub(crate) dirs: Dirs,
     pub(crate) config: Config,
     pub(crate) agent: PathBuf,
+    pub(crate) operations: Arc<Operations>,
     pub(crate) vms: Arc<Vms>,
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) workspaces: Workspaces,
@@ -43,7 +47,8 @@ impl Daemon {
         let host = Host::measure();
         let config = Config::load(|key| std::env::var_os(key), host)?;
         let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config))];
-        Self::assemble(dirs, config, host, drivers, companions()?).await
+        let faults = faults(|key| std::env::var_os(key), Death::Process)?;
+        Self::assemble(dirs, config, host, drivers, companions()?, faults).await
     }
 
     /// Opens the database, joins the services and brings the world into agreement with the records.
@@ -53,12 +58,14 @@ impl Daemon {
         host: Host,
         drivers: Vec<Arc<dyn Driver>>,
         companions: PathBuf,
+        faults: Faults,
     ) -> Result<Arc<Self>> {
         refuse_emptied(&dirs)?;
         let store = Arc::new(Store::open(&dirs.state.database())?);
         let agent = companions.join(AGENT);
         let shutdown = CancellationToken::new();
         let artifacts = Arc::new(Artifacts::new(store.clone(), &dirs, agent.clone()));
+        let operations = Operations::new(faults);
         let vms = Arc::new(Vms::new(Parts {
             store: store.clone(),
             artifacts: artifacts.clone(),
@@ -67,6 +74,7 @@ impl Daemon {
             host,
             drivers,
             companions,
+            operations: operations.clone(),
             shutdown: shutdown.clone(),
         }));
         // Interrupted builds know best how their leftovers go; what is in scratch then goes plainly.
@@ -74,9 +82,10 @@ impl Daemon {
         vms.reconcile().await?;
         tokio::spawn(vms.clone().cap_consoles());
         tokio::spawn(vms.clone().resume_stalled());
+        tokio::spawn(vms.clone().reconcile_for_ever());
         let workspaces = Workspaces::new(store, dirs.state.scratch());
         let started = Instant::now();
-        Ok(Arc::new(Self { dirs, config, agent, vms, artifacts, workspaces, started, shutdown }))
+        Ok(Arc::new(Self { dirs, config, agent, operations, vms, artifacts, workspaces, started, shutdown }))
     }
 
     /// Binds the socket. We hold the lock, so one that is there belongs to nobody.
@@ -120,6 +129,12 @@ impl Daemon {
         tracing::info!("daemon ended");
         Ok(())
     }
+}
+
+/// The faults that the environment asks for: none, but in tests.
+pub(crate) fn faults(env: impl Fn(&str) -> Option<OsString>, death: Death) -> Result<Faults> {
+    let asked = env(fault::VARIABLE).map(|text| text.to_string_lossy().into_owned());
+    Faults::parse(asked.as_deref(), &crate::steps::steps(), death)
 }
 
 async fn ended_by_signal() {

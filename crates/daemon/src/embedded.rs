@@ -10,9 +10,11 @@ use std::sync::Arc;
 use banger_model::Result;
 use banger_vmm::Driver;
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 
 use crate::config::{Config, Host};
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
+use crate::fault::Death;
 use crate::startup::{Dirs, Lock};
 
 /// A daemon that is open and serves nobody yet.
@@ -20,6 +22,7 @@ use crate::startup::{Dirs, Lock};
 pub struct Embedded {
     daemon: Arc<Daemon>,
     listener: UnixListener,
+    died: watch::Receiver<bool>,
     _lock: Lock,
 }
 
@@ -39,9 +42,17 @@ impl Embedded {
         let lock = Lock::take(&dirs)?;
         let host = Host::measure();
         let config = Config::load(&env, host)?;
-        let daemon = Daemon::assemble(dirs, config, host, drivers, companions).await?;
+        let (tell, died) = watch::channel(false);
+        let faults = daemon::faults(&env, Death::Embedded(tell))?;
+        let daemon = Daemon::assemble(dirs, config, host, drivers, companions, faults).await?;
         let listener = daemon.bind()?;
-        Ok(Self { daemon, listener, _lock: lock })
+        Ok(Self { daemon, listener, died, _lock: lock })
+    }
+
+    /// Becomes true when a fault point (`BANGER_FAULT`) wants this daemon killed: then its runtime must be ended.
+    #[must_use]
+    pub fn died(&self) -> watch::Receiver<bool> {
+        self.died.clone()
     }
 
     /// Serves until a stop request.

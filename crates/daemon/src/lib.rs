@@ -10,8 +10,11 @@ mod daemon;
 mod doctor;
 pub mod embedded;
 mod exec;
+mod fault;
 mod op;
+mod operations;
 mod startup;
+mod steps;
 mod vm;
 mod workspace;
 
@@ -20,6 +23,8 @@ use std::io::Write;
 
 use banger_model::{Error, ErrorCode, Result};
 use banger_protocol::api::ErrorBody;
+
+pub use crate::steps::steps;
 
 use crate::daemon::Daemon;
 use crate::startup::{Dirs, Lock, start_log};

@@ -1,6 +1,7 @@
 //! `bangerd`: arguments, and nothing else.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
@@ -13,15 +14,29 @@ struct Arguments {
     /// Write one line of JSON to this descriptor when ready, or why not.
     #[arg(long, value_name = "FD")]
     ready_fd: Option<RawFd>,
+    /// Print the names of all steps of all operations, and end. For tests: see CONTRIBUTING.md, "Fault points".
+    #[arg(long)]
+    list_steps: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.list_steps {
+        return print_steps();
+    }
     let ready = match arguments.ready_fd.map(inherited).transpose() {
         Ok(ready) => ready,
         Err(message) => return complain(message),
     };
     match banger_daemon::run(ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(error),
+    }
+}
+
+fn print_steps() -> ExitCode {
+    let text: String = banger_daemon::steps().iter().map(|step| format!("{step}\n")).collect();
+    match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(error),
     }

@@ -1,14 +1,18 @@
-//! Operations: one per request that changes something. An operation has an id that is in every
-//! log line and error about it, stages that clients may watch, and a token that is cancelled when
-//! the client goes away. Its work runs in a task of its own, so that it always unwinds itself.
+//! Operations: one per request that changes something, and per change that the daemon makes by itself. An operation
+//! has an id that is in every log line and error about it, stages that clients may watch, and a token that is
+//! cancelled when the client goes away. Its work runs in a task of its own, so that it always unwinds itself.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use banger_model::{Error, ErrorCode, OpId, Result};
-use banger_protocol::api::{Event, Progress, Timing};
+use banger_model::{Error, ErrorCode, OpId, Result, Vm, VmName};
+use banger_protocol::api::{ErrorBody, Event, OperationState, OperationView, Progress, Timing};
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::fault::Stages;
+use crate::operations::Operations;
 
 /// Events a watcher may lag behind before progress is dropped for it (results never are).
 pub(crate) const EVENT_BACKLOG: usize = 256;
@@ -22,8 +26,11 @@ pub(crate) struct Op {
 #[derive(Debug)]
 struct Inner {
     id: OpId,
+    kind: &'static str,
+    all: Arc<Operations>,
     events: Option<mpsc::Sender<Event>>,
     cancel: CancellationToken,
+    started_at: Timestamp,
     clock: Mutex<Clock>,
 }
 
@@ -32,22 +39,56 @@ struct Clock {
     start: Instant,
     stage_start: Instant,
     stage: String,
+    message: String,
+    percent: Option<u8>,
     timings: Vec<Timing>,
+    vm: Option<String>,
+    ended: Option<Ended>,
+}
+
+#[derive(Debug)]
+struct Ended {
+    at: Timestamp,
+    error: Option<ErrorBody>,
 }
 
 impl Op {
-    /// A new operation; `events` is where its watcher listens, if there is one.
+    /// A new operation, which is in nobody's list; [`Operations::begin`] is what services call. `events` is where
+    /// its watcher listens, if there is one.
     #[must_use]
-    pub(crate) fn new(events: Option<mpsc::Sender<Event>>) -> Self {
+    pub(crate) fn new(
+        kind: &'static str,
+        vm: Option<String>,
+        events: Option<mpsc::Sender<Event>>,
+        all: Arc<Operations>,
+    ) -> Self {
         let now = Instant::now();
-        let clock = Clock { start: now, stage_start: now, stage: String::new(), timings: Vec::new() };
+        let clock = Clock {
+            start: now,
+            stage_start: now,
+            stage: String::new(),
+            message: String::new(),
+            percent: None,
+            timings: Vec::new(),
+            vm,
+            ended: None,
+        };
         let inner = Inner {
-            id: OpId::from_random(random_bytes()),
+            id: fresh_id(),
+            kind,
+            all,
             events,
             cancel: CancellationToken::new(),
+            started_at: Timestamp::now(),
             clock: Mutex::new(clock),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// One of its own, for tests.
+    #[cfg(test)]
+    pub(crate) fn alone(events: Option<mpsc::Sender<Event>>) -> Self {
+        Self::new("test", None, events, Operations::new(crate::fault::Faults::none()))
     }
 
     /// Its id.
@@ -86,6 +127,42 @@ impl Op {
         }
     }
 
+    /// Runs one named step; this is where a fault that is armed for it strikes. `kill_vmm` kills the machine monitor
+    /// that the step is about and says whether there was one.
+    ///
+    /// # Errors
+    /// What `work` says.
+    pub(crate) async fn step<T>(
+        &self,
+        name: &str,
+        kill_vmm: impl Fn() -> bool,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let cancelled = self.inner.cancel.cancelled();
+        self.inner.all.faults().around(self.inner.kind, name, kill_vmm, cancelled, work).await
+    }
+
+    /// The faults of a synchronous job that is part of this operation.
+    #[must_use]
+    pub(crate) fn stages(&self) -> Stages<'_> {
+        Stages::new(self.inner.all.faults(), self.inner.kind)
+    }
+
+    /// It is about this VM.
+    pub(crate) fn about(&self, vm: &VmName) {
+        self.clock().vm = Some(vm.to_string());
+    }
+
+    /// A VM has changed; whoever watches is told together with this operation's id.
+    pub(crate) fn changed(&self, vm: &Vm) {
+        self.inner.all.vm_changed(vm, Some(self.id()));
+    }
+
+    /// A VM is gone.
+    pub(crate) fn deleted(&self, vm: &Vm) {
+        self.inner.all.vm_deleted(vm, Some(self.id()));
+    }
+
     /// Begins a stage, or moves it on when the word is the same.
     pub(crate) fn stage(&self, stage: &str, message: impl Into<String>, percent: Option<u8>) {
         let message = message.into();
@@ -97,8 +174,11 @@ impl Op {
             clock.stage = stage.to_owned();
             tracing::info!(stage, message, since_start_ms = ms(now.duration_since(clock.start)), "stage");
         }
+        clock.message.clone_from(&message);
+        clock.percent = percent;
         let since_start_ms = ms(now.duration_since(clock.start));
         drop(clock);
+        self.inner.all.moved(self);
         self.send(Event::Progress(Progress {
             stage: stage.to_owned(),
             message,
@@ -132,6 +212,49 @@ impl Op {
         ms(self.clock().start.elapsed())
     }
 
+    /// It is over; said once.
+    pub(crate) fn end(&self, error: Option<&ErrorBody>) {
+        let mut clock = self.clock();
+        if clock.ended.is_some() {
+            return;
+        }
+        clock.ended = Some(Ended { at: Timestamp::now(), error: error.cloned() });
+        drop(clock);
+        self.inner.all.moved(self);
+    }
+
+    /// Whether it is over.
+    #[must_use]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.clock().ended.is_some()
+    }
+
+    /// It as clients see it.
+    #[must_use]
+    pub(crate) fn view(&self) -> OperationView {
+        let clock = self.clock();
+        let error = clock.ended.as_ref().and_then(|e| e.error.clone());
+        let state = match (&clock.ended, &error) {
+            (None, _) if self.inner.cancel.is_cancelled() => OperationState::Cancelling,
+            (None, _) => OperationState::Running,
+            (Some(_), None) => OperationState::Done,
+            (Some(_), Some(e)) if e.code == ErrorCode::Cancelled => OperationState::Cancelled,
+            (Some(_), Some(_)) => OperationState::Failed,
+        };
+        OperationView {
+            id: self.inner.id.clone(),
+            kind: self.inner.kind.to_owned(),
+            vm: clock.vm.clone(),
+            state,
+            stage: Some(clock.stage.clone()).filter(|s| !s.is_empty()),
+            message: Some(clock.message.clone()).filter(|s| !s.is_empty()),
+            percent: clock.percent,
+            started_at: self.inner.started_at,
+            ended_at: clock.ended.as_ref().map(|e| e.at),
+            error,
+        }
+    }
+
     fn send(&self, event: Event) {
         if let Some(events) = &self.inner.events {
             // A watcher that does not read loses progress, never the result.
@@ -142,6 +265,12 @@ impl Op {
     fn clock(&self) -> std::sync::MutexGuard<'_, Clock> {
         self.inner.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// An id for an operation, or for a read, whose answer leads to the log as well.
+#[must_use]
+pub(crate) fn fresh_id() -> OpId {
+    OpId::from_random(random_bytes())
 }
 
 /// The error of an operation whose client went away.
@@ -176,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn a_watcher_that_never_reads_blocks_nobody() {
         let (sender, mut receiver) = mpsc::channel(2);
-        let op = Op::new(Some(sender));
+        let op = Op::alone(Some(sender));
         for n in 0..100 {
             op.stage("pull", format!("{n}"), Some(n));
         }
@@ -185,10 +314,26 @@ mod tests {
 
     #[tokio::test]
     async fn cancelling_ends_a_wait() {
-        let op = Op::new(None);
+        let op = Op::alone(None);
         op.cancel_token().cancel();
+        assert_eq!(op.view().state, OperationState::Cancelling);
         let waited: Result<()> = op.or_cancelled(std::future::pending::<Result<()>>()).await;
         assert_eq!(waited.unwrap_err().code, ErrorCode::Cancelled);
         assert!(op.check().is_err());
+    }
+
+    #[test]
+    fn an_operation_ends_once_and_its_view_says_how() {
+        let op = Op::alone(None);
+        op.stage("boot", "booting", Some(7));
+        let view = op.view();
+        assert_eq!(
+            (view.state, view.stage.as_deref(), view.percent),
+            (OperationState::Running, Some("boot"), Some(7))
+        );
+        op.end(Some(&ErrorBody::new(cancelled(), Some(op.id().clone()))));
+        op.end(None);
+        assert_eq!(op.view().state, OperationState::Cancelled);
+        assert!(op.view().ended_at.is_some());
     }
 }

@@ -8,7 +8,7 @@ use banger_protocol::api::{
     AvailableKernel, BuildImage, ErrorEnvelope, ImportImage, ImportKernel, PullKernel,
 };
 
-use super::respond::{Failure, operation};
+use super::respond::{Asked, Failure, operation};
 use super::{App, Required};
 use crate::op::Op;
 
@@ -36,8 +36,10 @@ pub(crate) async fn delete_image(
     headers: HeaderMap,
     Path(image): Path<String>,
 ) -> Response {
-    operation("image delete", &headers, move |_: Op| async move { daemon.artifacts.delete_image(&image) })
-        .await
+    let operations = daemon.operations.clone();
+    let asked = Asked { operations: &operations, kind: "image_delete", vm: None, headers: &headers };
+    let work = move |_: Op| async move { daemon.artifacts.delete_image(&image) };
+    operation(asked, work).await
 }
 
 /// Builds an image.
@@ -48,8 +50,10 @@ pub(crate) async fn build_image(
     headers: HeaderMap,
     Required(request): Required<BuildImage>,
 ) -> Response {
+    let operations = daemon.operations.clone();
+    let asked = Asked { operations: &operations, kind: "image_build", vm: None, headers: &headers };
     let work = move |op: Op| async move { daemon.artifacts.build(&op, &request).await };
-    operation("image build", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Takes in a directory, tar archive or squashfs file.
@@ -60,8 +64,10 @@ pub(crate) async fn import_image(
     headers: HeaderMap,
     Required(request): Required<ImportImage>,
 ) -> Response {
+    let operations = daemon.operations.clone();
+    let asked = Asked { operations: &operations, kind: "image_import", vm: None, headers: &headers };
     let work = move |op: Op| async move { daemon.artifacts.import_image(&op, request).await };
-    operation("image import", &headers, work).await
+    operation(asked, work).await
 }
 
 /// All kernels.
@@ -96,8 +102,10 @@ pub(crate) async fn delete_kernel(
     headers: HeaderMap,
     Path(kernel): Path<String>,
 ) -> Response {
+    let operations = daemon.operations.clone();
+    let asked = Asked { operations: &operations, kind: "kernel_delete", vm: None, headers: &headers };
     let work = move |op: Op| async move { daemon.artifacts.delete_kernel(&op, &kernel).await };
-    operation("kernel delete", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Pulls a kernel of the catalog.
@@ -108,8 +116,10 @@ pub(crate) async fn pull_kernel(
     headers: HeaderMap,
     Required(request): Required<PullKernel>,
 ) -> Response {
+    let operations = daemon.operations.clone();
+    let asked = Asked { operations: &operations, kind: "kernel_pull", vm: None, headers: &headers };
     let work = move |op: Op| async move { daemon.artifacts.pull_kernel(&op, request).await };
-    operation("kernel pull", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Takes in a kernel from a directory.
@@ -120,6 +130,8 @@ pub(crate) async fn import_kernel(
     headers: HeaderMap,
     Required(request): Required<ImportKernel>,
 ) -> Response {
+    let operations = daemon.operations.clone();
+    let asked = Asked { operations: &operations, kind: "kernel_import", vm: None, headers: &headers };
     let work = move |op: Op| async move { daemon.artifacts.import_kernel(&op, request).await };
-    operation("kernel import", &headers, work).await
+    operation(asked, work).await
 }

@@ -13,7 +13,6 @@ use tracing::Instrument;
 use super::respond::{Failure, with_op};
 use super::{App, parse};
 use crate::exec;
-use crate::op::Op;
 
 /// The largest request body: arguments and environment together are at most this long in the
 /// guest too (execve(2), a quarter of the stack limit, with room for their encoding).
@@ -27,7 +26,7 @@ pub(crate) async fn exec(
     Path(vm): Path<String>,
     mut request: Request,
 ) -> Result<Response, Failure> {
-    let op = Op::new(None);
+    let op = daemon.operations.unlisted("exec");
     let span = tracing::info_span!("op", op_id = op.id().as_str(), operation = "exec");
     let failure = |e: Error| Failure::new(e, &op);
     if !upgrades(request.headers()) {

@@ -2,9 +2,11 @@
 //! is declared once, with its description; the OpenAPI document is made of the same declarations.
 
 mod artifacts;
+mod change;
 mod control;
 mod exec;
 mod logs;
+mod operations;
 mod respond;
 mod vms;
 
@@ -41,11 +43,16 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .routes(routes!(vms::stop))
         .routes(routes!(vms::restart))
         .routes(routes!(vms::kill))
+        .routes(routes!(change::set))
+        .routes(routes!(change::rebuild))
         .routes(routes!(exec::exec))
         .routes(routes!(logs::logs))
         .routes(routes!(vms::prepare))
         .routes(routes!(vms::export))
         .routes(routes!(vms::plan))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::show, operations::cancel))
+        .routes(routes!(operations::events))
         .routes(routes!(artifacts::list_images))
         .routes(routes!(artifacts::show_image, artifacts::delete_image))
         .routes(routes!(artifacts::build_image))

@@ -1,10 +1,12 @@
 //! How a request becomes an operation and its outcome a response.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use banger_model::{Error, ErrorCode, OpId, Result};
-use banger_protocol::api::{ErrorBody, ErrorEnvelope, Event, NDJSON, OP_HEADER};
+use banger_protocol::api::{DETACH, ErrorBody, ErrorEnvelope, Event, NDJSON, OP_HEADER, PREFER};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
@@ -12,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 use tracing::Instrument;
 
-use crate::op::{EVENT_BACKLOG, Op};
+use crate::op::{EVENT_BACKLOG, Op, fresh_id};
+use crate::operations::Operations;
 
 /// A failed request: HTTP status, the op header and the error's JSON.
 #[derive(Debug)]
@@ -32,8 +35,7 @@ impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         // Reads have no operation of their own; give the line an id all the same so that the
         // message leads to the log.
-        let op = Op::new(None);
-        Self::new(error, &op)
+        Self { error: error.into(), op_id: Some(fresh_id()) }
     }
 }
 
@@ -84,32 +86,43 @@ pub(crate) async fn identified(request: axum::extract::Request, next: axum::midd
     let response = if response.headers().contains_key(OP_HEADER) {
         response
     } else {
-        with_op(response, Some(Op::new(None).id()))
+        with_op(response, Some(&fresh_id()))
     };
     let op_id = response.headers().get(OP_HEADER).and_then(|v| v.to_str().ok()).unwrap_or_default();
     tracing::debug!(op_id, %method, path, status = response.status().as_u16(), "answered");
     response
 }
 
+/// What an operation's request says about it.
+pub(super) struct Asked<'a> {
+    /// Where operations are listed.
+    pub(super) operations: &'a Arc<Operations>,
+    /// The operation's kind.
+    pub(super) kind: &'static str,
+    /// What the request calls the VM, if it names one.
+    pub(super) vm: Option<&'a str>,
+    /// Its headers.
+    pub(super) headers: &'a HeaderMap,
+}
+
 /// Runs `work` as an operation and answers with its result, or, when the client accepts
-/// [`NDJSON`], with its events as they happen. The client going away cancels the operation.
+/// [`NDJSON`], with its events as they happen. The client going away cancels the operation, unless it asked for one
+/// that goes on without it ([`DETACH`]): then it is answered at once.
 pub(super) async fn operation<T, Fut>(
-    name: &'static str,
-    headers: &HeaderMap,
+    asked: Asked<'_>,
     work: impl FnOnce(Op) -> Fut + Send + 'static,
 ) -> Response
 where
     T: Serialize + Send + 'static,
     Fut: Future<Output = Result<T>> + Send + 'static,
 {
-    operation_and_hold(name, headers, work, |_, _| std::future::ready(())).await
+    operation_and_hold(asked, work, |_, _| std::future::ready(())).await
 }
 
 /// Like [`operation`]; when it succeeded, `hold` runs after the result was sent, with the event
 /// stream still open and the operation's token cancelled when the client closes it.
 pub(super) async fn operation_and_hold<T, Fut, Hold>(
-    name: &'static str,
-    headers: &HeaderMap,
+    asked: Asked<'_>,
     work: impl FnOnce(Op) -> Fut + Send + 'static,
     hold: impl FnOnce(Op, T) -> Hold + Send + 'static,
 ) -> Response
@@ -118,10 +131,12 @@ where
     Fut: Future<Output = Result<T>> + Send + 'static,
     Hold: Future<Output = ()> + Send + 'static,
 {
-    let streaming = accepts_ndjson(headers);
+    let Asked { operations, kind, vm, headers } = asked;
+    let detached = wants_detached(headers);
+    let streaming = !detached && accepts_ndjson(headers);
     let (sender, receiver) = mpsc::channel(EVENT_BACKLOG);
-    let op = Op::new(streaming.then(|| sender.clone()));
-    let span = tracing::info_span!("op", op_id = op.id().as_str(), operation = name);
+    let op = operations.begin(kind, vm, streaming.then(|| sender.clone()));
+    let span = tracing::info_span!("op", op_id = op.id().as_str(), operation = kind);
     let guard = op.cancel_token().clone().drop_guard();
     let (done, outcome) = tokio::sync::oneshot::channel();
     let task = {
@@ -131,6 +146,7 @@ where
             match work(op.clone()).await {
                 Ok(value) => {
                     tracing::info!(ms = op.elapsed_ms(), "operation done");
+                    op.end(None);
                     let json = serde_json::to_value(&value).map_err(|e| Error::internal(e.to_string()));
                     let sent = json.map_err(|e| ErrorBody::new(e, Some(op.id().clone())));
                     let _ = done.send(sent);
@@ -138,14 +154,19 @@ where
                 }
                 Err(error) => {
                     tracing::warn!(ms = op.elapsed_ms(), code = %error.code, error = %error, "operation failed");
-                    let _ = done.send(Err(ErrorBody::new(error, Some(op.id().clone()))));
+                    let error = ErrorBody::new(error, Some(op.id().clone()));
+                    op.end(Some(&error));
+                    let _ = done.send(Err(error));
                 }
             }
             drop(sender);
         }
     };
     tokio::spawn(task.instrument(span));
-    let response = if streaming {
+    let response = if detached {
+        drop(guard.disarm());
+        (StatusCode::ACCEPTED, axum::Json(op.view())).into_response()
+    } else if streaming {
         let events = Events { receiver, outcome: Some(outcome), guard: Some(guard) };
         let body = Body::from_stream(stream::unfold(events, Events::next_line));
         ([(header::CONTENT_TYPE, NDJSON)], body).into_response()
@@ -161,6 +182,13 @@ where
         }
     };
     with_op(response, Some(op.id()))
+}
+
+/// Whether the operation is to go on without its client.
+#[must_use]
+pub(super) fn wants_detached(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(PREFER).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(DETACH))
 }
 
 /// Whether the client wants an event stream.

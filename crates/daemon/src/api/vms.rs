@@ -14,7 +14,9 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
-use super::respond::{Failure, accepts_ndjson, operation, operation_and_hold, with_op};
+use super::respond::{
+    Asked, Failure, accepts_ndjson, operation, operation_and_hold, wants_detached, with_op,
+};
 use super::{App, Json, Required};
 use crate::op::Op;
 use crate::vm::STOP_TIMEOUT;
@@ -56,6 +58,14 @@ pub(crate) async fn create(
         return Failure::from(Error::invalid("a VM that goes with its connection needs an event stream"))
             .into_response();
     }
+    if request.rm && wants_detached(&headers) {
+        return Failure::from(Error::invalid(
+            "a VM that goes with its connection cannot be made without one",
+        ))
+        .into_response();
+    }
+    let (operations, name) = (daemon.operations.clone(), request.name.as_ref().map(ToString::to_string));
+    let asked = Asked { operations: &operations, kind: "create", vm: name.as_deref(), headers: &headers };
     let (rm, holder) = (request.rm, daemon.clone());
     let work = move |op: Op| async move {
         let vm = daemon.vms.create(&op, &daemon.workspaces, request).await?;
@@ -66,7 +76,7 @@ pub(crate) async fn create(
             holder.vms.delete_with_connection(&op, &created.vm.id).await;
         }
     };
-    operation_and_hold("create", &headers, work, hold).await
+    operation_and_hold(asked, work, hold).await
 }
 
 /// One VM.
@@ -85,22 +95,26 @@ pub(crate) async fn delete(
     Path(vm): Path<String>,
     Query(query): Query<DeleteQuery>,
 ) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "delete", vm: Some(&reference), headers: &headers };
     let work = move |op: Op| async move {
         let deleted = daemon.vms.delete(&op, &vm, query.force).await?;
         Ok(daemon.vms.view(deleted))
     };
-    operation("delete", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Starts a VM.
 #[utoipa::path(post, path = "/v1/vms/{vm}/start", params(("vm" = String, Path)),
     responses((status = 200, body = CreatedVm), (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn start(State(daemon): App, headers: HeaderMap, Path(vm): Path<String>) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "start", vm: Some(&reference), headers: &headers };
     let work = move |op: Op| async move {
         let vm = daemon.vms.start(&op, &vm).await?;
         Ok(CreatedVm { vm: daemon.vms.view(vm), timings: op.timings() })
     };
-    operation("start", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Powers a VM off in good order.
@@ -112,11 +126,13 @@ pub(crate) async fn stop(
     Path(vm): Path<String>,
     Json(request): Json<StopVm>,
 ) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "stop", vm: Some(&reference), headers: &headers };
     let work = move |op: Op| async move {
         let vm = daemon.vms.stop(&op, &vm, timeout(&request)).await?;
         Ok(daemon.vms.view(vm))
     };
-    operation("stop", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Powers a VM off in good order and boots it again.
@@ -128,11 +144,13 @@ pub(crate) async fn restart(
     Path(vm): Path<String>,
     Json(request): Json<StopVm>,
 ) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "restart", vm: Some(&reference), headers: &headers };
     let work = move |op: Op| async move {
         let vm = daemon.vms.restart(&op, &vm, timeout(&request)).await?;
         Ok(daemon.vms.view(vm))
     };
-    operation("restart", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Sends a VM's machine monitor a signal.
@@ -144,11 +162,13 @@ pub(crate) async fn kill(
     Path(vm): Path<String>,
     Json(request): Json<KillVm>,
 ) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "kill", vm: Some(&reference), headers: &headers };
     let work = move |op: Op| async move {
         let vm = daemon.vms.kill(&op, &vm, request.signal.as_deref()).await?;
         Ok(daemon.vms.view(vm))
     };
-    operation("kill", &headers, work).await
+    operation(asked, work).await
 }
 
 /// Copies a repository into a running VM.
@@ -160,12 +180,17 @@ pub(crate) async fn prepare(
     Path(vm): Path<String>,
     Required(request): Required<PrepareRequest>,
 ) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "prepare", vm: Some(&reference), headers: &headers };
     let work = move |op: Op| async move {
         let (vm, live) = daemon.vms.running(&vm)?;
-        let packed = daemon.workspaces.pack(&op, &request).await?;
-        daemon.workspaces.send(&op, &vm.id, &live.agent().await?, packed).await
+        op.about(&vm.name);
+        let pack = daemon.workspaces.pack(&op, &request);
+        let packed = daemon.vms.step(&op, &vm.id, "pack", pack).await?;
+        let send = async { daemon.workspaces.send(&op, &vm.id, &live.agent().await?, packed).await };
+        daemon.vms.step(&op, &vm.id, "send", send).await
     };
-    operation("prepare", &headers, work).await
+    operation(asked, work).await
 }
 
 /// What a prepare would copy; needs no VM.
@@ -188,7 +213,7 @@ pub(crate) async fn export(
     Path(vm): Path<String>,
     Json(request): Json<ExportRequest>,
 ) -> Result<Response, Failure> {
-    let op = Op::new(None);
+    let op = daemon.operations.unlisted("export");
     // Dropping this future, as the server does when the client goes away, cancels the operation.
     let _guard = op.cancel_token().clone().drop_guard();
     let failure = |e: Error| Failure::new(e, &op);

@@ -5,13 +5,20 @@ use std::sync::Arc;
 use banger_model::{
     DriverKind, Error, MachineShape, NetworkMode, Result, Unfinished, Vm, VmId, VmName, VmState,
 };
-use banger_protocol::api::CreateVm;
+use banger_protocol::api::{CreateVm, PrepareRequest};
 use banger_vmm::choose;
 use jiff::Timestamp;
 
 use super::Vms;
 use crate::op::{Op, random_bytes};
 use crate::workspace::Workspaces;
+
+/// The names of a create's steps.
+pub(super) fn steps() -> Vec<String> {
+    let (first, last) = (["reserve"], ["workspace", "finish"]);
+    let start = super::start::step_names();
+    first.map(str::to_owned).into_iter().chain(start).chain(last.map(str::to_owned)).collect()
+}
 
 impl Vms {
     /// Makes a VM, and unless told otherwise starts it and copies a repository in.
@@ -70,33 +77,53 @@ impl Vms {
             last_error: None,
         };
         let lock = self.lock(op, &vm.id).await?;
-        self.store.insert_vm(&vm)?;
-        tracing::info!(vm_id = %vm.id, vm = %vm.name, "VM reserved");
-        let id = vm.id.clone();
+        op.about(&vm.name);
+        let (id, network) = (vm.id.clone(), vm.network);
         let made = async {
+            let reserve = async {
+                self.store.insert_vm(&vm)?;
+                tracing::info!(vm_id = %vm.id, vm = %vm.name, ?network, "VM reserved");
+                op.changed(&vm);
+                Ok(())
+            };
+            self.step(op, &id, "reserve", reserve).await?;
             if request.no_start {
                 super::start::make_dir(&self.dirs.state.vm(&id))?;
-                self.store.modify_vm(&id, |vm| vm.unfinished = None)?;
-                return Ok(());
+            } else {
+                self.start_with(op, vm, &lock, workspaces, request.workspace.as_ref()).await?;
             }
-            let start = self.start_locked(op, vm, &lock);
-            let (vm, packed) = workspaces.capture_while(op, request.workspace.as_ref(), start).await?;
-            if let Some(packed) = packed {
-                let began = std::time::Instant::now();
-                let (_, live) = self.running(vm.id.as_str())?;
-                workspaces.send(op, &vm.id, &live.agent().await?, packed).await?;
-                op.timed("workspace", began.elapsed());
-            }
-            self.store.modify_vm(&id, |vm| vm.unfinished = None)?;
-            Ok::<_, Error>(())
+            let finish = async { self.change(op, &id, |vm| vm.unfinished = None) };
+            self.step(op, &id, "finish", finish).await
         };
         if let Err(mut error) = made.await {
-            if let Err(also) = self.delete_locked(&id, lock).await {
+            if let Err(also) = self.delete_locked(op, &id, lock).await {
                 error.message = format!("{}; and the VM could not be removed: {also}", error.message);
             }
             return Err(error);
         }
         self.find(id.as_str())
+    }
+
+    /// Starts it, packing the repository meanwhile, and sends that in.
+    async fn start_with(
+        self: &Arc<Self>,
+        op: &Op,
+        vm: Vm,
+        lock: &super::VmLock,
+        workspaces: &Workspaces,
+        workspace: Option<&PrepareRequest>,
+    ) -> Result<()> {
+        let start = self.start_locked(op, vm, lock);
+        let (vm, packed) = workspaces.capture_while(op, workspace, start).await?;
+        let send = async {
+            let Some(packed) = packed else { return Ok(()) };
+            let began = std::time::Instant::now();
+            let (_, live) = self.running(vm.id.as_str())?;
+            workspaces.send(op, &vm.id, &live.agent().await?, packed).await?;
+            op.timed("workspace", began.elapsed());
+            Ok(())
+        };
+        self.step(op, &vm.id, "workspace", send).await
     }
 
     /// Checks everything about a request that needs no work.
@@ -107,6 +134,7 @@ impl Vms {
             disk: request.disk_size.unwrap_or(self.config.disk.value),
         };
         shape.validate()?;
+        request.work_disk.map(super::disk::check_size).transpose()?;
         let network = request.network.unwrap_or(self.config.network.value);
         if network == NetworkMode::Bridge {
             return Err(super::start::no_bridge());
@@ -123,19 +151,25 @@ impl Vms {
             return Err(Error::invalid("--no-start goes neither with --rm nor with a repository")
                 .with_hint("start it later, then 'banger vm workspace prepare'"));
         }
-        if shape.memory.0 > self.host.memory.0 {
-            return Err(Error::invalid(format!(
-                "{} of memory are more than the host's {}",
-                shape.memory, self.host.memory
-            ))
-            .with_hint("give it less with --memory"));
-        }
+        self.fits(shape)?;
         if let Some(name) = &request.name
             && self.store.vms()?.iter().any(|vm| vm.name == *name)
         {
             return Err(banger_store::StoreError::NameTaken(name.to_string()).into());
         }
         self.enough_disk().map(|()| shape)
+    }
+
+    /// Refuses more than the host has.
+    pub(super) fn fits(&self, shape: MachineShape) -> Result<()> {
+        if shape.memory.0 <= self.host.memory.0 {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{} of memory are more than the host's {}",
+            shape.memory, self.host.memory
+        ))
+        .with_hint("give it less with --memory"))
     }
 
     /// A VM needs little at first, but a full disk would tear its first writes.

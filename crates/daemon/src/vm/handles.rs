@@ -1,9 +1,11 @@
 //! `handles.json` in a VM's directory: what must be torn down although nobody remembers it.
-//! Written (renamed into place) before a thing is acquired where its name is known beforehand,
-//! else at once after; the mark in every process's command line covers the moment between.
-//! No fsync: a host that lost power has no processes left to end.
+//! Written (to the disk, renamed into place) before a thing is acquired where its name is known beforehand, else at
+//! once after; the mark in every process's command line covers the moment between. Must never name a process by its
+//! pid alone.
 
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use banger_vmm::MachineHandle;
@@ -40,8 +42,12 @@ impl Handles {
     pub(crate) fn save(&self, vm_dir: &Path) -> io::Result<()> {
         let path = Self::path(vm_dir);
         let next = path.with_extension("json.new");
-        std::fs::write(&next, serde_json::to_vec(self)?)?;
-        std::fs::rename(&next, &path)
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        std::fs::rename(&next, &path)?;
+        // The name, too, is on the disk before the thing that it names is made.
+        File::open(vm_dir)?.sync_all()
     }
 
     pub(crate) fn clear(vm_dir: &Path) -> io::Result<()> {

@@ -94,14 +94,23 @@ impl Vms {
         if !ours {
             return;
         }
-        let tail = self.console_tail(&id).await;
+        let name = live.machine().handle().name.to_string();
+        let settle = |op: Op| async move {
+            self.settle_ended(&op, &id, exit, &lock).await;
+            Ok(())
+        };
+        let _ = self.operations.run("machine_end", &name, settle).await;
+    }
+
+    async fn settle_ended(self: &Arc<Self>, op: &Op, id: &VmId, exit: ExitInfo, lock: &super::VmLock) {
+        let tail = self.console_tail(id).await;
         let panicked = tail.iter().any(|line| line.contains("Kernel panic"));
         tracing::info!(vm_id = %id, reason = exit.reason.as_str(), signal = exit.signal, "machine ended");
-        if let Err(error) = self.tear_down(&id).await {
+        if let Err(error) = self.tear_down(op, id).await {
             tracing::warn!(vm_id = %id, %error, "teardown after the machine's end was not clean");
         }
         if exit.reason == ExitReason::GuestReset && !panicked {
-            self.boot_again(&id, lock).await;
+            self.boot_again(op, id, lock).await;
             return;
         }
         let failure = match exit.reason {
@@ -109,7 +118,7 @@ impl Vms {
             _ => Some(unexpected_end(&exit, panicked, &tail)),
         };
         let state = if failure.is_some() { VmState::Error } else { VmState::Stopped };
-        let recorded = self.store.modify_vm(&id, |vm| {
+        let recorded = self.change(op, id, |vm| {
             vm.state = state;
             vm.last_error = failure;
         });
@@ -119,20 +128,18 @@ impl Vms {
     }
 
     /// The guest rebooted: the VMM ends at that, and the machine is started anew on its disks.
-    async fn boot_again(self: &Arc<Self>, id: &VmId, lock: super::VmLock) {
-        let op = Op::new(None);
-        tracing::info!(op_id = op.id().as_str(), vm_id = %id, "the guest rebooted: booting it again");
+    async fn boot_again(self: &Arc<Self>, op: &Op, id: &VmId, lock: &super::VmLock) {
+        tracing::info!(vm_id = %id, "the guest rebooted: booting it again");
         if let Ok(Some(vm)) = self.store.vm(id)
-            && let Err(error) = self.start_locked(&op, vm, &lock).await
+            && let Err(error) = self.start_locked(op, vm, lock).await
         {
-            tracing::warn!(op_id = op.id().as_str(), vm_id = %id, %error, "the reboot failed");
+            tracing::warn!(vm_id = %id, %error, "the reboot failed");
         }
     }
 
     /// The console's last lines, made harmless for terminals.
     pub(super) async fn console_tail(&self, id: &VmId) -> Vec<String> {
-        let path = self.dirs.state.vm(id).join("console.log");
-        tokio::task::spawn_blocking(move || console::tail(&path, CONSOLE_LINES)).await.unwrap_or_default()
+        console_tail(self.dirs.state.vm(id)).await
     }
 
     /// Keeps the consoles of all running VMs under their cap, for ever.
@@ -151,6 +158,12 @@ impl Vms {
             }
         }
     }
+}
+
+/// The last lines of the console in a directory of logs.
+pub(super) async fn console_tail(dir: std::path::PathBuf) -> Vec<String> {
+    let path = dir.join("console.log");
+    tokio::task::spawn_blocking(move || console::tail(&path, CONSOLE_LINES)).await.unwrap_or_default()
 }
 
 fn unexpected_end(exit: &ExitInfo, panicked: bool, tail: &[String]) -> LastError {

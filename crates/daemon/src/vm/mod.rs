@@ -5,7 +5,10 @@
 //! | `create` | a VM from nothing, all or nothing |
 //! | `start` | the table of start steps, each with its undo |
 //! | `capability` | optional abilities, plugged in by hooks |
-//! | `stop` | stop, kill, delete and the teardown they share |
+//! | `change` | size and image of a VM that is off |
+//! | `disk` | the files of a VM's own disks |
+//! | `stop` | stop, kill and delete |
+//! | `teardown` | the one teardown that all of them share |
 //! | `live` | machines that run: agent session, and what happens when one ends |
 //! | `reconcile` | what a new daemon makes of what an old one left |
 //! | `space` | machines that wait for space on the host's disk |
@@ -14,13 +17,16 @@
 //! A VM's lock is held over a lifecycle operation, never over guest I/O.
 
 pub(crate) mod capability;
+mod change;
 mod create;
+mod disk;
 mod handles;
 mod live;
 mod reconcile;
 mod space;
 mod start;
 mod stop;
+mod teardown;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -37,6 +43,7 @@ use banger_vmm::kvm::KvmStatus;
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Host};
 use crate::op::Op;
+use crate::operations::Operations;
 use crate::startup::Dirs;
 
 pub(crate) use live::Live;
@@ -54,6 +61,7 @@ pub(crate) struct Vms {
     companions: PathBuf,
     live: Mutex<HashMap<VmId, Arc<Live>>>,
     locks: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
+    operations: Arc<Operations>,
     shutdown: tokio_util::sync::CancellationToken,
 }
 
@@ -77,6 +85,8 @@ pub(crate) struct Parts {
     pub(crate) drivers: Vec<Arc<dyn Driver>>,
     /// Where the programs are that belong to this daemon.
     pub(crate) companions: PathBuf,
+    /// What is being done.
+    pub(crate) operations: Arc<Operations>,
     /// Cancelled when the daemon ends.
     pub(crate) shutdown: tokio_util::sync::CancellationToken,
 }
@@ -85,9 +95,9 @@ impl Vms {
     /// The service. Nothing is touched until [`Vms::reconcile`].
     #[must_use]
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, artifacts, dirs, config, host, drivers, companions, shutdown } = parts;
+        let Parts { store, artifacts, dirs, config, host, drivers, companions, operations, shutdown } = parts;
         let (live, locks) = (Mutex::default(), Mutex::default());
-        Self { store, artifacts, dirs, config, host, drivers, companions, live, locks, shutdown }
+        Self { store, artifacts, dirs, config, host, drivers, companions, live, locks, operations, shutdown }
     }
 
     /// The record that a reference means.
@@ -166,6 +176,19 @@ impl Vms {
         }
     }
 
+    /// Changes a VM's record; whoever watches is told when its state is another one.
+    pub(super) fn change(&self, op: &Op, id: &VmId, change: impl FnOnce(&mut Vm)) -> Result<Option<Vm>> {
+        let mut before = None;
+        let changed = self.store.modify_vm(id, |vm| {
+            before = Some(vm.state);
+            change(vm);
+        })?;
+        if let Some(vm) = changed.as_ref().filter(|vm| Some(vm.state) != before) {
+            op.changed(vm);
+        }
+        Ok(changed)
+    }
+
     /// Waits for the lock over a VM's lifecycle.
     ///
     /// # Errors
@@ -208,6 +231,22 @@ impl Vms {
     pub(crate) fn drivers(&self) -> &[Arc<dyn Driver>] {
         &self.drivers
     }
+}
+
+/// The steps of the operations on VMs.
+#[must_use]
+pub(crate) fn steps() -> Vec<(&'static str, Vec<String>)> {
+    let restart = stop::steps().into_iter().chain(start::step_names()).collect();
+    vec![
+        ("create", create::steps()),
+        ("start", start::step_names()),
+        ("stop", stop::steps()),
+        ("restart", restart),
+        ("kill", stop::kill_steps()),
+        ("delete", stop::delete_steps()),
+        ("set", change::set_steps()),
+        ("rebuild", change::rebuild_steps()),
+    ]
 }
 
 /// The error of a command that needs a running VM.

@@ -1,20 +1,26 @@
-//! What a new daemon makes of what an old one left: adopt what lives, finish what was half done,
-//! tear down what is dead, remove what belongs to nobody.
+//! What a daemon makes of what it finds: it adopts what lives, finishes what was half done, tears down what is dead and
+//! removes what belongs to nobody. Once before the first request and from time to time after. Must never touch what an
+//! operation is just at work on, nor what belongs to another installation.
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use banger_model::{ErrorCode, LastError, Result, Vm, VmId, VmState};
+use banger_model::{Error, ErrorCode, LastError, Result, Vm, VmId, VmState};
+use banger_vmm::process::all_marked;
 
-use super::Vms;
 use super::handles::Handles;
-use super::stop::remove_tree;
+use super::teardown::{end_all, remove_tree};
+use super::{STOP_TIMEOUT, VmLock, Vms};
 use crate::op::Op;
 
 /// How long the client of a `--rm` VM has to come back after a daemon's death, before the VM goes.
 const EPHEMERAL_GRACE: Duration = Duration::from_secs(60);
+/// How often it looks again.
+const TICK: Duration = Duration::from_secs(30);
+/// What belongs to nobody goes when it is this old: younger, it may be just in the making.
+const ORPHANED: Duration = Duration::from_secs(60);
 
 impl Vms {
     /// Brings records, processes and files into agreement. Called once, before any request.
@@ -23,62 +29,134 @@ impl Vms {
     /// Only when the database fails; what goes wrong with one VM is its own `last_error`.
     pub(crate) async fn reconcile(self: &Arc<Self>) -> Result<()> {
         remove_children(&self.dirs.state.scratch());
-        let vms = self.store.vms()?;
-        let known: HashSet<String> = vms.iter().map(|vm| vm.id.to_string()).collect();
-        for vm in vms {
-            let id = vm.id.clone();
-            if let Err(error) = self.reconcile_one(vm).await {
-                tracing::error!(vm_id = %id, %error, "a VM could not be reconciled");
-                let message = error.message;
-                self.store.modify_vm(&id, |vm| {
-                    vm.state = VmState::Error;
-                    vm.last_error = Some(LastError { code: error.code, message });
-                })?;
-            }
+        for vm in self.store.vms()? {
+            let lock = self.lock_of(&vm.id).lock_owned().await;
+            self.reconcile_one(vm, lock, true).await?;
         }
-        self.remove_orphans(&known).await;
+        self.remove_orphans(Duration::ZERO).await;
         Ok(())
     }
 
-    async fn reconcile_one(self: &Arc<Self>, vm: Vm) -> Result<()> {
-        let dir = self.dirs.state.vm(&vm.id);
-        let handle = Handles::load(&dir).and_then(|h| h.machine);
-        let machine = match (&handle, vm.state) {
-            // A start or stop that was under way is finished by tearing down: nobody waits for it.
-            (Some(handle), VmState::Running | VmState::Paused) if vm.unfinished.is_none() => {
-                self.driver(vm.driver)?.adopt(handle).await?
+    /// The same for what went wrong since, for ever.
+    pub(crate) async fn reconcile_for_ever(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = tokio::time::sleep(TICK) => {}
             }
-            _ => None,
-        };
-        if let Some(machine) = machine {
-            tracing::info!(vm_id = %vm.id, vm = %vm.name, pid = machine.handle().process.pid, "adopted");
-            self.watch(vm.id.clone(), machine, None);
-            if vm.ephemeral {
-                self.expire_later(vm.id);
+            if let Err(error) = self.look_again().await {
+                tracing::warn!(%error, "the records could not be compared with the truth");
+            }
+        }
+    }
+
+    async fn look_again(self: &Arc<Self>) -> Result<()> {
+        for vm in self.store.vms()? {
+            // Whoever has the lock is at work on it, and a machine that lives has its watcher.
+            let Ok(lock) = self.lock_of(&vm.id).try_lock_owned() else { continue };
+            if self.live(&vm.id).is_some() {
+                continue;
+            }
+            // Looked at again: it may have been changed before we had the lock.
+            if let Some(vm) = self.store.vm(&vm.id)? {
+                self.reconcile_one(vm, lock, false).await?;
+            }
+        }
+        self.remove_orphans(ORPHANED).await;
+        Ok(())
+    }
+
+    async fn reconcile_one(self: &Arc<Self>, vm: Vm, lock: VmLock, first: bool) -> Result<()> {
+        use tracing::Instrument;
+        let op = self.operations.unlisted("reconcile");
+        let span = tracing::info_span!("op", op_id = op.id().as_str(), operation = "reconcile");
+        let (id, was) = (vm.id.clone(), vm.state);
+        let Err(error) = self.agree(&op, vm, lock, first).instrument(span).await else { return Ok(()) };
+        let news = self.change(&op, &id, |vm| {
+            vm.state = VmState::Error;
+            vm.last_error = Some(LastError { code: error.code, message: error.message.clone() });
+        });
+        if was != VmState::Error {
+            tracing::error!(vm_id = %id, %error, "a VM is not as it should be");
+        }
+        match news {
+            // What cannot be written down now is found again.
+            Err(error) if !first => tracing::warn!(vm_id = %id, %error, "that could not be recorded"),
+            other => drop(other?),
+        }
+        Ok(())
+    }
+
+    async fn agree(self: &Arc<Self>, op: &Op, vm: Vm, lock: VmLock, first: bool) -> Result<()> {
+        let dir = self.dirs.state.vm(&vm.id);
+        let handles = Handles::load(&dir);
+        if first && vm.unfinished.is_none() && self.adopt(&vm, handles.as_ref()).await? {
+            match vm.state {
+                VmState::Stopping => self.finish_stop(vm.id.clone(), lock),
+                _ if vm.ephemeral => self.expire_later(vm.id.clone()),
+                _ => {}
             }
             return Ok(());
         }
-        self.tear_down(&vm.id).await?;
-        if vm.ephemeral || vm.unfinished.is_some() {
+        if first || handles.is_some() || !is_settled(vm.state) {
+            self.tear_down(op, &vm.id).await?;
+        }
+        if vm.unfinished.is_some() || (first && vm.ephemeral) {
             tracing::info!(vm_id = %vm.id, vm = %vm.name, unfinished = ?vm.unfinished,
                 "a VM of a run that ended, or half made, or half deleted, is deleted");
-            let lock = self.lock_of(&vm.id).lock_owned().await;
-            return self.delete_locked(&vm.id, lock).await;
+            return self.delete_locked(op, &vm.id, lock).await;
         }
         if !dir.is_dir() {
-            let message = format!("its directory {} is gone", dir.display());
-            return Err(banger_model::Error::new(ErrorCode::Unavailable, message));
+            let message = format!("the directory of VM '{}', {}, is gone", vm.name, dir.display());
+            let hint = format!("it can only be deleted: 'banger vm delete {}'", vm.name);
+            return Err(Error::unavailable(message).with_hint(hint));
         }
+        if self.artifacts.image_file(&vm.image_digest).is_err() {
+            return Err(Error::new(
+                ErrorCode::ImageMissing,
+                format!("the image '{}' ({}) of VM '{}' is gone", vm.image, vm.image_digest, vm.name),
+            ));
+        }
+        let panicked = matches!(vm.state, VmState::Running | VmState::Paused)
+            && self.console_tail(&vm.id).await.iter().any(|line| line.contains("Kernel panic"));
         let state = match vm.state {
-            VmState::Created | VmState::Error => vm.state,
-            VmState::Starting if !dir.join("system.ext4").exists() => VmState::Created,
+            state if is_settled(state) => state,
+            VmState::Starting if vm.started_at.is_none() => VmState::Created,
+            _ if panicked => {
+                let message = format!("the kernel of VM '{}' panicked while no daemon looked on", vm.name);
+                return Err(Error::new(ErrorCode::GuestFailed, message));
+            }
             _ => VmState::Stopped,
         };
         if state != vm.state {
             tracing::info!(vm_id = %vm.id, vm = %vm.name, was = %vm.state, now = %state, "settled");
-            self.store.modify_vm(&vm.id, |vm| vm.state = state)?;
+            self.change(op, &vm.id, |vm| vm.state = state)?;
         }
         Ok(())
+    }
+
+    /// Takes over a machine that lives and that somebody wants. One whose start was under way has nobody who waits
+    /// for it; one whose stop was under way is still to be powered off in good order.
+    async fn adopt(self: &Arc<Self>, vm: &Vm, handles: Option<&Handles>) -> Result<bool> {
+        let Some(handle) = handles.and_then(|h| h.machine.as_ref()) else { return Ok(false) };
+        if !matches!(vm.state, VmState::Running | VmState::Paused | VmState::Stopping) {
+            return Ok(false);
+        }
+        let Some(machine) = self.driver(vm.driver)?.adopt(handle).await? else { return Ok(false) };
+        tracing::info!(vm_id = %vm.id, vm = %vm.name, pid = machine.handle().process.pid, "adopted");
+        self.watch(vm.id.clone(), machine, None);
+        Ok(true)
+    }
+
+    fn finish_stop(self: &Arc<Self>, id: VmId, lock: VmLock) {
+        let (vms, name) = (self.clone(), id.to_string());
+        tokio::spawn(async move {
+            let operations = vms.operations.clone();
+            let stop = async move |op: Op| vms.stop_locked(&op, &id, STOP_TIMEOUT, &lock).await;
+            if let Err(error) = operations.run("stop", &name, stop).await {
+                tracing::warn!(%error, "a stop that a daemon's death cut short was not clean");
+            }
+        });
     }
 
     /// The run that made this VM lost its daemon. Its client deletes the VM itself if it still
@@ -87,30 +165,66 @@ impl Vms {
         let vms = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(EPHEMERAL_GRACE).await;
-            let op = Op::new(None);
+            let delete = async |op: Op| vms.delete(&op, id.as_str(), true).await;
             if let Ok(Some(_)) = vms.store.vm(&id)
-                && let Err(error) = vms.delete(&op, id.as_str(), true).await
+                && let Err(error) = vms.operations.run("delete", id.as_str(), delete).await
             {
                 tracing::warn!(vm_id = %id, %error, "the VM of a run that ended stays");
             }
         });
     }
 
-    /// Directories without a record, and the processes that carry their mark: leftovers of a
-    /// create or delete that a crash cut short.
-    async fn remove_orphans(self: &Arc<Self>, known: &HashSet<String>) {
-        let mut ids: HashSet<String> = HashSet::new();
+    /// Directories without a record, and processes that carry a mark of ours: leftovers of a create or delete that a
+    /// crash cut short.
+    async fn remove_orphans(self: &Arc<Self>, older_than: Duration) {
+        let known: HashSet<String> = match self.store.vms() {
+            Ok(vms) => vms.into_iter().map(|vm| vm.id.to_string()).collect(),
+            Err(error) => return tracing::warn!(%error, "leftovers could not be looked for"),
+        };
+        let mut ids: HashSet<VmId> = HashSet::new();
         for dir in [self.dirs.state.vms(), self.dirs.runtime.vms()] {
-            ids.extend(children(&dir).into_iter().filter(|name| !known.contains(name)));
+            let names = children(&dir).into_iter().filter(|name| is_old(&dir.join(name), older_than));
+            ids.extend(names.filter_map(|name| name.parse().ok()));
         }
-        for id in ids.iter().filter_map(|name| name.parse::<VmId>().ok()) {
+        // The working directory tells our machines from those of another installation.
+        let marked = all_marked(older_than).unwrap_or_default();
+        let ours = marked.into_iter().filter(|m| m.works_in.parent() == Some(&self.dirs.state.vms()));
+        for orphan in ours.filter(|m| !known.contains(m.vm.as_str())) {
+            tracing::info!(vm_id = %orphan.vm, pid = orphan.process.pid, "a process that belongs to no VM is ended");
+            if let Err(error) = end_all(&[orphan.process]).await {
+                tracing::warn!(vm_id = %orphan.vm, %error, "a leftover stays");
+            }
+            ids.insert(orphan.vm);
+        }
+        for id in ids.iter().filter(|id| !known.contains(id.as_str())) {
             tracing::info!(vm_id = %id, "removing what belongs to no VM");
-            let gone = self.tear_down(&id).await.and_then(|()| remove_tree(&self.dirs.state.vm(&id)));
+            let op = self.operations.unlisted("reconcile");
+            let gone = self.tear_down(&op, id).await.and_then(|()| remove_tree(&self.dirs.state.vm(id)));
             if let Err(error) = gone {
                 tracing::warn!(vm_id = %id, %error, "a leftover stays");
             }
         }
+        let scratch = self.dirs.state.scratch();
+        let deleted = |name: &String| {
+            name.strip_prefix("deleted-").is_some_and(|id| !known.contains(id))
+                && is_old(&scratch.join(name), older_than)
+        };
+        for name in children(&scratch).into_iter().filter(deleted) {
+            if let Err(error) = remove_tree(&scratch.join(&name)) {
+                tracing::warn!(name, %error, "a leftover stays");
+            }
+        }
     }
+}
+
+/// Whether nothing is under way in this state, and nothing runs.
+fn is_settled(state: VmState) -> bool {
+    matches!(state, VmState::Created | VmState::Stopped | VmState::Error)
+}
+
+fn is_old(path: &Path, age: Duration) -> bool {
+    let changed = std::fs::symlink_metadata(path).and_then(|m| m.modified());
+    changed.is_ok_and(|at| SystemTime::now().duration_since(at).unwrap_or_default() >= age)
 }
 
 fn children(dir: &Path) -> Vec<String> {

@@ -1,11 +1,12 @@
 //! Start: a table of steps. Each has a name, what it does and how it is undone. When a step fails,
 //! it and all before it are undone in reverse order, every undo runs, and the errors are joined.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use banger_channel::Session;
-use banger_image::SystemDisk;
+use banger_image::DiskUse;
 use banger_image::kernel::BootFiles;
 use banger_model::{Boot, BootKind, Error, ErrorCode, LastError, Result, Vm, VmState};
 use banger_protocol::agent::AgentHello;
@@ -13,11 +14,14 @@ use banger_vmm::{Disk, DiskRole, ExitInfo, Machine, MachineSpec};
 use futures_util::future::BoxFuture;
 
 use super::capability::{self, Context, Hooks, StepName};
+use super::disk;
 use super::handles::Handles;
-use super::live::{boot_failed, greet};
+use super::live::{boot_failed, console_tail, greet};
+use super::teardown;
 use super::{VmLock, Vms};
-use crate::artifacts::blocking;
 use crate::op::Op;
+
+mod rescue;
 
 /// What the steps of one start share.
 struct Start<'a> {
@@ -26,12 +30,14 @@ struct Start<'a> {
     began: Instant,
     files: Option<BootFiles>,
     handles: Handles,
-    made_disk: bool,
+    disk: disk::Making,
     /// The hooks of [`capability::ALL`], in its order.
     plugged: Vec<Box<dyn Hooks>>,
     machine: Option<Arc<dyn Machine>>,
     agent: Option<(Session, AgentHello)>,
     boot: Option<Boot>,
+    /// Only the agent is started, and the record is not touched: see [`rescue`].
+    rescue: bool,
 }
 
 type Run = for<'a> fn(&'a Arc<Vms>, &'a mut Start<'_>) -> BoxFuture<'a, Result<()>>;
@@ -69,6 +75,7 @@ const fn own(name: &'static str, message: &'static str, run: Run, undo: Option<R
 
 /// In order.
 const TABLE: &[Line] = &[
+    own("starting", "beginning", |v, s| Box::pin(v.record_starting(s)), None),
     own("preflight", "checking", |v, s| Box::pin(v.preflight(s)), None),
     own(
         "system_disk",
@@ -80,7 +87,7 @@ const TABLE: &[Line] = &[
         "runtime_dir",
         "making room for sockets",
         |v, s| Box::pin(v.make_runtime_dir(s)),
-        Some(|v, s| Box::pin(async move { v.tear_down(&s.vm.id).await })),
+        Some(|v, s| Box::pin(async move { v.tear_down(s.op, &s.vm.id).await })),
     ),
     Line::PrepareHost,
     own(
@@ -88,14 +95,21 @@ const TABLE: &[Line] = &[
         "launching the machine",
         |v, s| Box::pin(v.launch(s)),
         // Nothing that a capability made is taken from under a machine that still runs.
-        Some(|v, s| Box::pin(async move { v.tear_down(&s.vm.id).await })),
+        Some(|v, s| Box::pin(async move { v.tear_down(s.op, &s.vm.id).await })),
     ),
     own("boot", "booting", |v, s| Box::pin(v.await_agent(s)), None),
     Line::ConfigureGuest,
-    own("record", "recording", |v, s| Box::pin(v.record_running(s)), None),
+    own("running", "recording", |v, s| Box::pin(v.record_running(s)), None),
 ];
 
-/// The steps of every start. The crash tests and `--timings` know them by these names.
+/// The names of a start's steps, the teardown of what an earlier run left first. The crash tests and `--timings` know
+/// them by these.
+pub(super) fn step_names() -> Vec<String> {
+    let own = steps().into_iter().map(|step| step.name.name.to_owned());
+    teardown::steps().into_iter().chain(own).collect()
+}
+
+/// The steps of every start.
 fn steps() -> Vec<Step> {
     let capabilities = || capability::ALL.iter().enumerate();
     let mut steps = Vec::new();
@@ -134,23 +148,9 @@ impl Vms {
     pub(super) async fn start_locked(self: &Arc<Self>, op: &Op, vm: Vm, _lock: &VmLock) -> Result<Vm> {
         let id = vm.id.clone();
         // Whatever an earlier run left (a VMM whose end nobody saw) goes first.
-        self.tear_down(&id).await?;
-        self.store.modify_vm(&id, |vm| {
-            vm.state = VmState::Starting;
-            vm.last_error = None;
-        })?;
-        let mut start = Start {
-            op,
-            vm,
-            began: Instant::now(),
-            files: None,
-            handles: Handles::default(),
-            made_disk: false,
-            plugged: capability::ALL.iter().map(|c| (c.plug)()).collect(),
-            machine: None,
-            agent: None,
-            boot: None,
-        };
+        op.about(&vm.name);
+        self.tear_down(op, &id).await?;
+        let mut start = Start::new(op, vm);
         let outcome = self.run_steps(&mut start).await;
         let Err(error) = outcome else {
             return self.store.vm(&id)?.ok_or_else(|| Error::internal("a started VM has no record"));
@@ -161,20 +161,25 @@ impl Vms {
             ErrorCode::Cancelled => (VmState::Stopped, None),
             code => (VmState::Error, Some(LastError { code, message: error.message.clone() })),
         };
-        self.store.modify_vm(&id, |vm| {
+        let recorded = self.change(op, &id, |vm| {
             vm.state = state;
             vm.last_error = last_error;
-        })?;
+        });
+        if let Err(also) = recorded {
+            tracing::error!(vm_id = %id, error = %also, "a failed start could not be recorded");
+        }
         Err(error)
     }
 
     async fn run_steps(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        let steps = steps();
+        let mut steps = steps();
+        steps.retain(|step| !start.rescue || rescue::has(step));
         for (index, Step { name: StepName { name, message }, work }) in steps.iter().enumerate() {
             start.op.stage(name, format!("{message} ({})", start.vm.name), None);
             let began = Instant::now();
             let op = start.op;
-            let outcome = op.or_cancelled(self.run_step(work, start)).await;
+            let id = start.vm.id.clone();
+            let outcome = op.or_cancelled(self.step(op, &id, name, self.run_step(work, start))).await;
             op.timed(name, began.elapsed());
             if let Err(error) = outcome {
                 tracing::warn!(step = name, %error, "a start step failed; undoing");
@@ -222,6 +227,14 @@ impl Vms {
         self.save_handles(start)
     }
 
+    async fn record_starting(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
+        self.change(start.op, &start.vm.id, |vm| {
+            vm.state = VmState::Starting;
+            vm.last_error = None;
+        })?;
+        Ok(())
+    }
+
     async fn preflight(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let vm = &start.vm;
         if vm.shape.memory.0 > self.host.memory.0 {
@@ -243,27 +256,12 @@ impl Vms {
 
     async fn make_disk(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let dir = self.dirs.state.vm(&start.vm.id);
-        let (path, size) = (dir.join("system.ext4"), start.vm.shape.disk);
-        start.made_disk = blocking(move || {
-            make_dir(&dir)?;
-            if path.exists() {
-                return Ok(false);
-            }
-            // Made beside its name, so that a half-made disk is never taken for a whole one.
-            let next = path.with_extension("ext4.new");
-            remove_file(&next)?;
-            SystemDisk::create(&next, size)?;
-            std::fs::rename(&next, &path).map_err(|e| failed("name", &path, &e))?;
-            Ok(true)
-        })
-        .await?;
-        Ok(())
+        disk::remove_stale_systems(&dir, &start.vm)?;
+        start.disk.make(disk::system(&dir, &start.vm), start.vm.shape.disk, DiskUse::System).await
     }
 
     async fn unmake_disk(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        let dir = self.dirs.state.vm(&start.vm.id);
-        remove_file(&dir.join("system.ext4.new"))?;
-        if start.made_disk { remove_file(&dir.join("system.ext4")) } else { Ok(()) }
+        start.disk.undo(disk::system(&self.dirs.state.vm(&start.vm.id), &start.vm)).await
     }
 
     async fn make_runtime_dir(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
@@ -278,12 +276,14 @@ impl Vms {
     async fn launch_machine(self: &Arc<Self>, start: &mut Start<'_>, verbose_console: bool) -> Result<()> {
         let vm = &start.vm;
         let dir = self.dirs.state.vm(&vm.id);
+        let log_dir = self.log_dir(start);
+        make_dir(&log_dir)?;
         let files = start.files.as_ref().ok_or_else(|| Error::internal("no boot files"))?;
         let image = self.artifacts.image_file(&vm.image_digest)?;
         let fs = banger_model::RootFsType::Squashfs;
         let mut disks = vec![
             Disk { role: DiskRole::Base { fs }, path: image, read_only: true },
-            Disk { role: DiskRole::System, path: dir.join("system.ext4"), read_only: false },
+            Disk { role: DiskRole::System, path: disk::system(&dir, vm), read_only: false },
         ];
         if let Some(path) = files.modules.clone() {
             disks.push(Disk { role: DiskRole::Modules, path, read_only: true });
@@ -298,10 +298,14 @@ impl Vms {
             disks,
             network: None,
             runtime_dir: self.dirs.runtime.vm(&vm.id),
-            log_dir: dir,
+            log_dir,
             verbose_console,
+            rescue: start.rescue,
         };
-        for hooks in &mut start.plugged {
+        for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
+            if start.rescue && !capability.in_rescue {
+                continue;
+            }
             hooks.contribute_to_machine(vm, &mut spec)?;
         }
         let machine = self.driver(vm.driver)?.launch(spec).await?;
@@ -322,15 +326,17 @@ impl Vms {
                 start.vm.name,
                 limit.as_secs()
             ));
-            self.tear_down(&start.vm.id).await?;
+            self.tear_down(start.op, &start.vm.id).await?;
             start.handles = Handles::default();
             self.make_runtime_dir(start).await?;
-            for index in 0..start.plugged.len() {
-                self.prepare_host(start, index).await?;
+            for (index, capability) in capability::ALL.iter().enumerate() {
+                if !start.rescue || capability.in_rescue {
+                    self.prepare_host(start, index).await?;
+                }
             }
             self.launch_machine(start, true).await?;
             if !self.answered(start, limit).await? {
-                let tail = self.console_tail(&start.vm.id).await;
+                let tail = console_tail(self.log_dir(start)).await;
                 return Err(boot_failed(
                     &start.vm,
                     &format!("its agent did not answer within {} s, twice", limit.as_secs()),
@@ -367,7 +373,7 @@ impl Vms {
     }
 
     async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
-        let tail = self.console_tail(&start.vm.id).await;
+        let tail = console_tail(self.log_dir(start)).await;
         boot_failed(&start.vm, exit.reason.as_str(), &tail)
     }
 
@@ -378,7 +384,7 @@ impl Vms {
         tracing::info!(vm = %start.vm.name, kernel = hello.kernel, guest_uptime_ms = hello.uptime_ms,
             init = ?hello.init, "guest ready");
         let boot = start.boot;
-        self.store.modify_vm(&start.vm.id, |vm| {
+        self.change(start.op, &start.vm.id, |vm| {
             vm.state = VmState::Running;
             vm.started_at = Some(jiff::Timestamp::now());
             vm.boot = boot;
@@ -387,13 +393,35 @@ impl Vms {
         Ok(())
     }
 
+    /// Where the machine's logs go; a rescue leaves those of the boot that failed alone.
+    fn log_dir(&self, start: &Start<'_>) -> PathBuf {
+        let dir = self.dirs.state.vm(&start.vm.id);
+        if start.rescue { dir.join(rescue::DIR) } else { dir }
+    }
+
     fn save_handles(&self, start: &Start<'_>) -> Result<()> {
         let dir = self.dirs.state.vm(&start.vm.id);
         start.handles.save(&dir).map_err(|e| failed("write handles.json in", &dir, &e))
     }
 }
 
-impl Start<'_> {
+impl<'a> Start<'a> {
+    fn new(op: &'a Op, vm: Vm) -> Self {
+        Self {
+            op,
+            vm,
+            began: Instant::now(),
+            files: None,
+            handles: Handles::default(),
+            disk: disk::Making::default(),
+            plugged: capability::ALL.iter().map(|c| (c.plug)()).collect(),
+            machine: None,
+            agent: None,
+            boot: None,
+            rescue: false,
+        }
+    }
+
     /// A capability's hooks, and what they may use.
     fn capability<'s>(
         &'s mut self,

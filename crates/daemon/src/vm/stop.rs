@@ -1,18 +1,15 @@
-//! Stop, kill, delete, and the teardown that they, a failed start and reconcile share.
+//! Stop, kill and delete: named steps, most of which are the teardown's. Once one has begun it is not cancelled.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_model::{Error, ErrorCode, Result, Unfinished, Vm, VmId, VmState};
+use banger_model::{Error, ErrorCode, LastError, Result, Unfinished, Vm, VmId, VmState};
 use banger_protocol::agent::{Request, ShutdownMode};
 use banger_vmm::Signal;
-use banger_vmm::process::{ProcessId, find_marked};
 
-use super::capability;
-use super::handles::Handles;
 use super::live::Live;
 use super::start::failed;
+use super::teardown::{self, KILL_LIMIT, remove_tree, survived};
 use super::{VmLock, Vms, not_running};
 use crate::op::Op;
 
@@ -20,8 +17,23 @@ use crate::op::Op;
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a guest that does not power off has to flush its file systems.
 const SYNC_LIMIT: Duration = Duration::from_secs(5);
-/// How long a process has to be gone after SIGKILL.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The names of a stop's steps.
+pub(super) fn steps() -> Vec<String> {
+    let own = ["stopping", "power_off", "end"].map(str::to_owned).into_iter();
+    own.chain(teardown::steps()).chain(["stopped".to_owned()]).collect()
+}
+
+/// The names of a kill's steps.
+pub(super) fn kill_steps() -> Vec<String> {
+    ["signal".to_owned()].into_iter().chain(teardown::steps()).chain(["stopped".to_owned()]).collect()
+}
+
+/// The names of a delete's steps.
+pub(super) fn delete_steps() -> Vec<String> {
+    let own = ["aside", "forget", "files"].map(str::to_owned);
+    ["deleting".to_owned()].into_iter().chain(teardown::steps()).chain(own).collect()
+}
 
 impl Vms {
     /// Powers the guest off in good order; when it does not obey in time, its file systems are
@@ -35,7 +47,7 @@ impl Vms {
         self.stop_locked(op, &id, timeout, &lock).await
     }
 
-    async fn stop_locked(
+    pub(super) async fn stop_locked(
         self: &Arc<Self>,
         op: &Op,
         id: &VmId,
@@ -43,30 +55,60 @@ impl Vms {
         _lock: &VmLock,
     ) -> Result<Vm> {
         let vm = self.find(id.as_str())?;
+        op.about(&vm.name);
         let Some(live) = self.live(id).filter(|l| l.machine().exited().is_none()) else {
             return if matches!(vm.state, VmState::Created | VmState::Stopped | VmState::Error) {
                 Err(not_running(&vm))
             } else {
-                self.settle(id, VmState::Stopped).await
+                self.settle(op, id, VmState::Stopped).await
             };
         };
         op.check()?;
         live.not_stalled()?;
-        self.store.modify_vm(id, |vm| vm.state = VmState::Stopping)?;
-        op.stage("power_off", format!("powering off ({})", vm.name), None);
-        if !powered_off(&live, timeout).await {
-            op.notice(format!(
-                "VM '{}' did not power off within {} s: flushed and ended",
-                vm.name,
-                timeout.as_secs()
-            ));
-            flush(&live).await;
-            if let Err(error) = live.machine().stop().await {
-                tracing::warn!(vm = %vm.name, %error, "the machine monitor did not quit; killing it");
+        let mark = async { self.change(op, id, |vm| vm.state = VmState::Stopping) };
+        if let Err(error) = self.step(op, id, "stopping", mark).await {
+            // It runs on as it did.
+            if let Err(also) = self.change(op, id, |now| now.state = vm.state) {
+                tracing::error!(vm_id = %id, error = %also, "a stop that did not begin could not be recorded");
+            }
+            return Err(error);
+        }
+        // From here on there is no way back: half stopped is stopped.
+        match self.power_down(op, &vm, &live, timeout).await {
+            Ok(()) => {
+                op.stage("tear_down", format!("tearing down ({})", vm.name), None);
+                self.settle(op, id, VmState::Stopped).await
+            }
+            Err(mut error) => {
+                if let Err(also) = self.settle(op, id, VmState::Stopped).await {
+                    error.message = format!("{}; and {also}", error.message);
+                }
+                Err(error)
             }
         }
-        op.stage("tear_down", format!("tearing down ({})", vm.name), None);
-        self.settle(id, VmState::Stopped).await
+    }
+
+    async fn power_down(self: &Arc<Self>, op: &Op, vm: &Vm, live: &Live, timeout: Duration) -> Result<()> {
+        let id = &vm.id;
+        op.stage("power_off", format!("powering off ({})", vm.name), None);
+        let power_off = async { Ok(powered_off(live, timeout).await) };
+        let off = self.step(op, id, "power_off", power_off).await;
+        let end = async {
+            if !off.as_ref().is_ok_and(|off| *off) {
+                op.notice(format!(
+                    "VM '{}' did not power off within {} s: flushed and ended",
+                    vm.name,
+                    timeout.as_secs()
+                ));
+                flush(live).await;
+                if let Err(error) = live.machine().stop().await {
+                    tracing::warn!(vm = %vm.name, %error, "the machine monitor did not quit; killing it");
+                }
+            }
+            Ok(())
+        };
+        let ended = self.step(op, id, "end", end).await;
+        off.and(ended)
     }
 
     /// Stops and starts.
@@ -89,17 +131,29 @@ impl Vms {
         let id = self.find(reference)?.id;
         let _lock = self.lock(op, &id).await?;
         let vm = self.find(id.as_str())?;
+        op.about(&vm.name);
         let Some(live) = self.live(&id).filter(|l| l.machine().exited().is_none()) else {
             return Err(not_running(&vm));
         };
-        live.machine().kill(signal).await?;
         let limit = if signal == Signal::KILL { KILL_LIMIT } else { Duration::from_secs(3) };
-        match tokio::time::timeout(limit, live.machine().wait()).await {
-            Ok(_) => self.settle(&id, VmState::Stopped).await,
-            Err(_) if signal == Signal::KILL => Err(survived(&vm.name.to_string())),
-            Err(_) => {
+        let send = async {
+            live.machine().kill(signal).await?;
+            Ok(tokio::time::timeout(limit, live.machine().wait()).await.is_ok())
+        };
+        let sent = self.step(op, &id, "signal", send).await;
+        let ended = live.machine().exited().is_some();
+        match sent {
+            Ok(true) => self.settle(op, &id, VmState::Stopped).await,
+            Ok(false) if signal == Signal::KILL => Err(survived(vm.name.as_str())),
+            Ok(false) => {
                 op.notice(format!("VM '{}' survived the signal and runs on", vm.name));
                 Ok(vm)
+            }
+            Err(error) => {
+                if ended {
+                    self.settle(op, &id, VmState::Stopped).await?;
+                }
+                Err(error)
             }
         }
     }
@@ -112,13 +166,75 @@ impl Vms {
         let id = self.find(reference)?.id;
         let lock = self.lock(op, &id).await?;
         let vm = self.find(id.as_str())?;
+        op.about(&vm.name);
         if !force && self.live(&id).is_some_and(|l| l.machine().exited().is_none()) {
             return Err(Error::new(ErrorCode::Busy, format!("VM '{}' is running", vm.name))
                 .with_hint(format!("stop it first, or 'banger vm delete -f {}'", vm.name)));
         }
         op.stage("delete", format!("deleting ({})", vm.name), None);
-        self.delete_locked(&id, lock).await?;
+        self.delete_locked(op, &id, lock).await?;
         Ok(vm)
+    }
+
+    /// From here on there is no way back: it is not cancelled half-way, and what a crash cuts short the next daemon
+    /// finishes.
+    pub(super) async fn delete_locked(self: &Arc<Self>, op: &Op, id: &VmId, lock: VmLock) -> Result<()> {
+        let Some(vm) = self.store.vm(id)? else { return Ok(()) };
+        let deleted = self.delete_all(op, &vm).await;
+        match &deleted {
+            Ok(()) => {
+                self.locks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(id);
+                op.deleted(&vm);
+                self.artifacts.collect();
+            }
+            Err(error) => {
+                // Still to be deleted, and shown as what it is until then.
+                let last_error = LastError { code: error.code, message: error.message.clone() };
+                let shown = self.change(op, id, |vm| {
+                    vm.state = VmState::Error;
+                    vm.last_error = Some(last_error);
+                });
+                if let Err(error) = shown {
+                    tracing::warn!(vm_id = %id, %error, "a delete that failed could not be recorded");
+                }
+            }
+        }
+        drop(lock);
+        deleted
+    }
+
+    async fn delete_all(self: &Arc<Self>, op: &Op, vm: &Vm) -> Result<()> {
+        let id = &vm.id;
+        // A full disk cannot even take this note; the delete goes on, for it is what makes room.
+        let mark = async {
+            if let Err(full) = self.change(op, id, |vm| vm.unfinished = Some(Unfinished::Deleting)) {
+                tracing::warn!(vm_id = %id, error = %full, "a delete begins without a note of it");
+            }
+            Ok(())
+        };
+        self.step(op, id, "deleting", mark).await?;
+        self.tear_down(op, id).await?;
+        let dir = self.dirs.state.vm(id);
+        let doomed = self.dirs.state.scratch().join(format!("deleted-{id}"));
+        let aside = async {
+            match std::fs::rename(&dir, &doomed) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("delete", &dir, &e)),
+                _ => Ok(()),
+            }
+        };
+        self.step(op, id, "aside", aside).await?;
+        let forget = async {
+            if let Err(full) = self.store.delete_vm(id) {
+                // A full disk cannot even forget; what is deleted makes room for that.
+                tracing::warn!(vm_id = %id, error = %full, "deleting the files before the record");
+                remove_tree(&doomed)?;
+                self.store.delete_vm(id)?;
+            }
+            Ok(())
+        };
+        let forgotten = self.step(op, id, "forget", forget).await;
+        let removed = self.step(op, id, "files", async { remove_tree(&doomed) }).await;
+        forgotten.and(removed)
     }
 
     /// Waits until the connection that a VM belongs to is closed, then deletes it. A daemon that
@@ -139,80 +255,21 @@ impl Vms {
         if self.shutdown.is_cancelled() {
             return;
         }
-        let deleting = Op::new(None);
-        match self.delete(&deleting, id.as_str(), true).await {
+        let delete = |op: Op| async move { self.delete(&op, id.as_str(), true).await };
+        match self.operations.run("delete", id.as_str(), delete).await {
             Ok(_) => tracing::info!(vm_id = %id, "deleted with its connection"),
             Err(error) if error.code == ErrorCode::NotFound => {}
             Err(error) => tracing::warn!(vm_id = %id, %error, "a VM outlives its connection"),
         }
     }
 
-    /// From here on there is no way back: it is not cancelled half-way.
-    pub(super) async fn delete_locked(self: &Arc<Self>, id: &VmId, lock: VmLock) -> Result<()> {
-        self.store.modify_vm(id, |vm| vm.unfinished = Some(Unfinished::Deleting))?;
-        self.tear_down(id).await?;
-        let dir = self.dirs.state.vm(id);
-        let doomed = self.dirs.state.scratch().join(format!("deleted-{id}"));
-        match std::fs::rename(&dir, &doomed) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("delete", &dir, &e)),
-            _ => {}
-        }
-        if let Err(full) = self.store.delete_vm(id) {
-            // A full disk cannot even forget; what is deleted makes room for that.
-            tracing::warn!(vm_id = %id, error = %full, "deleting the files before the record");
-            remove_tree(&doomed)?;
-            self.store.delete_vm(id)?;
-        }
-        remove_tree(&doomed)?;
-        self.locks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(id);
-        self.artifacts.collect();
-        drop(lock);
-        Ok(())
-    }
-
-    /// Tears down and records the state it is in afterwards.
-    pub(super) async fn settle(self: &Arc<Self>, id: &VmId, state: VmState) -> Result<Vm> {
-        let torn = self.tear_down(id).await;
-        let vm = self.store.modify_vm(id, |vm| vm.state = state)?;
+    /// Tears down and records the state it is in afterwards, whatever the teardown came to.
+    pub(super) async fn settle(self: &Arc<Self>, op: &Op, id: &VmId, state: VmState) -> Result<Vm> {
+        let torn = self.tear_down(op, id).await;
+        let record = async { self.change(op, id, |vm| vm.state = state) };
+        let vm = self.step(op, id, "stopped", record).await?;
         torn?;
         vm.ok_or_else(|| Error::internal("the VM's record vanished"))
-    }
-
-    /// Releases everything a VM holds on the host. Every step runs whatever the one before it
-    /// did; what fails is joined into one error. Safe to repeat.
-    pub(super) async fn tear_down(&self, id: &VmId) -> Result<()> {
-        let dir = self.dirs.state.vm(id);
-        let handles = Handles::load(&dir);
-        let mut processes: Vec<ProcessId> = Vec::new();
-        if let Some(live) = self.live_map().remove(id) {
-            processes.push(live.machine().handle().process.clone());
-        }
-        if let Some(handles) = &handles {
-            processes.extend(handles.machine.iter().map(|m| m.process.clone()));
-            // A process that was started and not yet written down carries the VM's mark.
-            processes.extend(find_marked(id).unwrap_or_default());
-        }
-        let mut errors: Vec<String> = Vec::new();
-        if let Err(error) = end_all(&processes).await {
-            errors.push(error.to_string());
-        }
-        if let Some(handles) = &handles {
-            for cleanup in capability::ALL.iter().rev().filter_map(|c| c.cleanup) {
-                if let Err(error) = cleanup(handles).await {
-                    errors.push(error.to_string());
-                }
-            }
-        }
-        if let Err(error) = remove_tree(&self.dirs.runtime.vm(id)) {
-            errors.push(error.to_string());
-        }
-        // The handles go last, and only when nothing they name is left.
-        if errors.is_empty()
-            && let Err(error) = Handles::clear(&dir)
-        {
-            errors.push(error.to_string());
-        }
-        if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
     }
 }
 
@@ -242,37 +299,6 @@ async fn flush(live: &Live) {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the guest could not flush its file systems"),
         Err(_) => tracing::warn!("the guest did not flush its file systems in time"),
-    }
-}
-
-/// Ends each of them, also when one before it could not be ended.
-pub(super) async fn end_all(processes: &[ProcessId]) -> Result<()> {
-    let mut errors: Vec<String> = Vec::new();
-    for process in processes {
-        if let Err(error) = end_process(process).await {
-            errors.push(error.to_string());
-        }
-    }
-    if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
-}
-
-/// SIGKILL, and wait until it is gone: nothing it held may be used again before.
-async fn end_process(process: &ProcessId) -> Result<()> {
-    process.signal(Signal::KILL)?;
-    match tokio::time::timeout(KILL_LIMIT, process.wait()).await {
-        Ok(waited) => waited.map(drop).map_err(Into::into),
-        Err(_) => Err(survived(&format!("process {}", process.pid))),
-    }
-}
-
-fn survived(what: &str) -> Error {
-    Error::internal(format!("{what} is still there {} s after it was killed", KILL_LIMIT.as_secs()))
-}
-
-pub(super) fn remove_tree(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", path, &e)),
-        _ => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 //! its directory or `handles.json`.
 
 mod network;
+mod work_disk;
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::Vms;
 use super::handles::Handles;
 
 /// All of them. Hooks run in this order, undos in the reverse one.
-pub(crate) const ALL: &[Capability] = &[network::CAPABILITY];
+pub(crate) const ALL: &[Capability] = &[work_disk::CAPABILITY, network::CAPABILITY];
 
 /// One ability: the names of its start steps, and how to get its hooks for one start.
 #[derive(Debug)]
@@ -27,14 +28,27 @@ pub(crate) struct Capability {
     pub(super) guest_step: Option<StepName>,
     /// Its hooks for one start.
     pub(super) plug: fn() -> Box<dyn Hooks>,
+    /// Whether a rescue needs it: a disk, for there may be a workspace on it, but no network.
+    pub(super) in_rescue: bool,
     /// Releases what it holds on the host by `handles.json`. Part of every teardown, whatever failed before it.
     pub(super) cleanup: Option<Cleanup>,
+    /// Refuses a change that cannot be.
+    pub(super) check_change: Option<CheckChange>,
+    /// Carries a change out that is in the record already, on a VM that is off. Runs again at the next start if a
+    /// crash kept it from being whole.
+    pub(super) apply_change: Option<ApplyChange>,
     /// Whether it would work on this host.
     pub(crate) doctor: Option<fn() -> BoxFuture<'static, Check>>,
 }
 
 /// See [`Capability::cleanup`].
 pub(super) type Cleanup = for<'a> fn(&'a Handles) -> BoxFuture<'a, Result<()>>;
+
+/// See [`Capability::check_change`].
+pub(super) type CheckChange = fn(from: &Vm, to: &Vm) -> Result<()>;
+
+/// See [`Capability::apply_change`].
+pub(super) type ApplyChange = for<'a> fn(&'a Vms, &'a Vm) -> BoxFuture<'a, Result<()>>;
 
 /// How a step is called by machines and by people.
 #[derive(Debug, Clone, Copy)]

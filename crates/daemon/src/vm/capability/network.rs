@@ -15,13 +15,16 @@ use super::{Capability, Context, Hooks, StepName};
 use crate::doctor;
 use crate::vm::handles::Handles;
 use crate::vm::start::no_bridge;
-use crate::vm::stop::end_all;
+use crate::vm::teardown::end_all;
 
 pub(super) const CAPABILITY: Capability = Capability {
     host_step: StepName { name: "network", message: "setting up the network" },
     guest_step: Some(StepName { name: "guest_network", message: "configuring the guest's network" }),
     plug: || Box::<Network>::default(),
+    in_rescue: false,
     cleanup: Some(|held| Box::pin(cleanup(held))),
+    check_change: None,
+    apply_change: None,
     doctor: Some(|| Box::pin(check())),
 };
 
