@@ -60,6 +60,9 @@ pub(crate) struct MachineArgs {
     /// Size of the writable disk, such as 8G; it takes only the space that is used
     #[arg(long, value_name = "SIZE")]
     disk_size: Option<Bytes>,
+    /// A second disk of this size on the user's home, which a rebuild leaves alone
+    #[arg(long, value_name = "SIZE")]
+    work_disk: Option<Bytes>,
     /// Network: user, bridge or none [default: user]
     #[arg(long, value_name = "MODE")]
     network: Option<NetworkMode>,
@@ -86,6 +89,7 @@ impl MachineArgs {
             vcpu: self.vcpu,
             memory: self.memory,
             disk_size: self.disk_size,
+            work_disk: self.work_disk,
             network: self.network,
             nat: self.nat,
             host_access: self.host_access,

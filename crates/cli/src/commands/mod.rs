@@ -43,7 +43,7 @@ pub(crate) struct Cli {
 /// The commands, the daily ones first.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Run(vm::run::Args),
+    Run(Box<vm::run::Args>),
     Exec(vm::exec::Args),
     Shell(vm::shell::Args),
     #[command(name = "ps")]
@@ -89,7 +89,7 @@ impl Command {
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
         match self {
             Self::Run(args) | Self::Vm(vm::VmCommand::Run(args)) => {
-                Box::pin(vm::run::run(args, context)).await
+                Box::pin(vm::run::run(*args, context)).await
             }
             Self::Exec(args) | Self::Vm(vm::VmCommand::Exec(args)) => {
                 Box::pin(vm::exec::run(args, context)).await

@@ -6,8 +6,10 @@ pub(crate) mod exec;
 pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod rebuild;
 pub(crate) mod restart;
 pub(crate) mod run;
+pub(crate) mod set;
 pub(crate) mod shell;
 pub(crate) mod show;
 pub(crate) mod start;
@@ -23,13 +25,15 @@ use crate::error::Result;
 /// The VM commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmCommand {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Create(create::Args),
     Start(start::Args),
     Stop(stop::Args),
     Restart(restart::Args),
     Kill(kill::Args),
     Delete(delete::Args),
+    Set(set::Args),
+    Rebuild(rebuild::Args),
     #[command(visible_alias = "ls")]
     List(list::Args),
     Show(show::Args),
@@ -45,7 +49,7 @@ impl VmCommand {
     /// The commands for which any interrupt is the end.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
         match self {
-            Self::Run(args) => run::run(args, context).await,
+            Self::Run(args) => run::run(*args, context).await,
             Self::Exec(args) => exec::run(args, context).await,
             Self::Shell(args) => shell::run(args, context).await,
             Self::Create(args) => create::run(args, context).await,
@@ -54,6 +58,8 @@ impl VmCommand {
             Self::Restart(args) => restart::run(args, context).await,
             Self::Kill(args) => kill::run(args, context).await,
             Self::Delete(args) => delete::run(args, context).await,
+            Self::Set(args) => set::run(args, context).await,
+            Self::Rebuild(args) => rebuild::run(args, context).await,
             Self::List(args) => list::run(args, context).await,
             Self::Show(args) => show::run(args, context).await,
             Self::Logs(args) => logs::run(args, context).await,

@@ -40,6 +40,7 @@ fn render(vm: &VmView) -> String {
         ("vcpu", vm.vcpu.to_string()),
         ("memory", size(u64::from(vm.memory_mib) << 20)),
         ("disk", size(vm.disk_bytes)),
+        ("work disk", or_dash(vm.work_disk_bytes.map(size))),
         ("network", network(vm)),
         ("pid", or_dash(vm.pid)),
         ("created", vm.created_at.to_string()),

@@ -1,0 +1,53 @@
+//! `banger vm set`
+
+use banger_model::{Bytes, Mib, VmView};
+use banger_protocol::api::SetVm;
+use hyper::Method;
+
+use crate::client::path;
+use crate::commands::args::VmsArg;
+use crate::context::Context;
+use crate::error::Result;
+use crate::many;
+
+/// Change the size of VMs that are off; disks only grow
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("size").required(true).multiple(true))]
+pub(crate) struct Args {
+    #[command(flatten)]
+    which: VmsArg,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", group = "size", value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpu: Option<u32>,
+    /// Memory, such as 512M or 4G
+    #[arg(long, value_name = "SIZE", group = "size")]
+    memory: Option<Mib>,
+    /// Size of the writable disk
+    #[arg(long, value_name = "SIZE", group = "size")]
+    disk_size: Option<Bytes>,
+    /// Size of the disk on the user's home; a VM without one gets one, with what is in its home
+    #[arg(long, value_name = "SIZE", group = "size")]
+    work_disk: Option<Bytes>,
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
+    let client = context.client()?;
+    let vms = args.which.vms;
+    let request =
+        SetVm { vcpu: args.vcpu, memory: args.memory, disk_size: args.disk_size, work_disk: args.work_disk };
+    let several = vms.len() > 1;
+    let results = many::each(&client, &vms, |client, vm| {
+        let request = request.clone();
+        let mut progress = context.board.track(several.then_some(&*vm));
+        async move {
+            client
+                .change::<_, VmView>(Method::POST, &path("vms", &vm, "/set"), Some(&request), &mut progress)
+                .await
+        }
+    })
+    .await?;
+    many::finish(context, &vms, results, |vm| {
+        context.output.notice(&format!("'{}' is changed: it starts with that", vm.name));
+        Ok(())
+    })
+}
