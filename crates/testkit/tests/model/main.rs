@@ -2,7 +2,12 @@
 //! daemon that dies at any moment, at random, over the fake driver. After every turn what the list
 //! says, what runs and what is on disk must be what the reference allows, and nothing else.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper of a test fails it by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of a test fails it by panicking"
+)]
 
 mod client;
 mod reference;
@@ -16,7 +21,9 @@ use crate::reference::Model;
 use crate::sut::{Lifecycle, TEMPLATE};
 
 /// Cases; `BANGER_MODEL_CASES=1000` for a long look.
-const CASES: u32 = 24;
+const CASES: u32 = 60;
+/// How long a failure is made smaller, milliseconds.
+const SHRINK_MS: u32 = 60_000;
 /// Turns in each.
 const TURNS: std::ops::Range<usize> = 4..24;
 
@@ -31,7 +38,7 @@ fn the_lifecycle_does_what_the_model_allows() {
     *TEMPLATE.lock().unwrap() = Some(sandbox.state());
 
     let cases = std::env::var("BANGER_MODEL_CASES").map_or(CASES, |n| n.parse().unwrap());
-    let config = Config { cases, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let config = Config { cases, max_shrink_time: SHRINK_MS, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new(config.clone());
     let strategy = Model::sequential_strategy(TURNS);
     let outcome = runner.run(&strategy, |(state, turns, seen)| {

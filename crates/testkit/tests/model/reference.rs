@@ -187,7 +187,9 @@ pub(crate) fn struck(vm: Vm, fate: Fate, verb: Verb, blow: Blow) -> Outcomes {
         (Verb::Create { start: true }, Absent) => all.push((boot_failed, Absent)),
         (Verb::Start, Created | Stopped | Error) => all.push((boot_failed, Error)),
         // What died is stopped, and is started as it was to be.
-        (Verb::Restart, Running) => all.extend([(boot_failed, Error), outcomes(Stopped, fate, Verb::Start)[0]]),
+        (Verb::Restart, Running) => {
+            all.extend([(boot_failed, Error), outcomes(Stopped, fate, Verb::Start)[0]])
+        }
         _ => {}
     }
     // Between the two machines of a reboot none runs.
@@ -258,12 +260,7 @@ impl Model {
     }
 
     pub(crate) fn blow(&mut self, name: &'static str, blow: Blow, seen: bool) {
-        self.each(
-            name,
-            |vm, fate| {
-                if seen { after_blow(vm, fate, blow) } else { after_unseen_blow(vm) }
-            },
-        );
+        self.each(name, |vm, fate| if seen { after_blow(vm, fate, blow) } else { after_unseen_blow(vm) });
     }
 
     pub(crate) fn struck(&mut self, ask: Ask, blow: Blow, end: Option<End>) {
@@ -301,6 +298,19 @@ fn both(vm: Vm, fate: Fate, verbs: [Verb; 2], ends: Option<[End; 2]>) -> Vec<Vm>
     all.into_iter().filter(|(e, _)| ends.is_none_or(|ends| ends == *e)).map(|(_, vm)| vm).collect()
 }
 
+fn verbs(there: bool) -> BoxedStrategy<Verb> {
+    let (create, others) = if there { (1, 3) } else { (20, 1) };
+    prop_oneof![
+        create => any::<bool>().prop_map(|start| Verb::Create { start }),
+        others => Just(Verb::Start),
+        others => Just(Verb::Stop),
+        others => Just(Verb::Restart),
+        others => Just(Verb::Kill),
+        others => any::<bool>().prop_map(|force| Verb::Delete { force }),
+    ]
+    .boxed()
+}
+
 impl ReferenceStateMachine for Model {
     type State = Self;
     type Transition = Turn;
@@ -309,24 +319,15 @@ impl ReferenceStateMachine for Model {
         Just(Self::new()).boxed()
     }
 
-    fn transitions(_: &Self) -> BoxedStrategy<Turn> {
+    fn transitions(state: &Self) -> BoxedStrategy<Turn> {
         let name = || proptest::sample::select(&NAMES[..]);
-        let verb = prop_oneof![
-            3 => any::<bool>().prop_map(|start| Verb::Create { start }),
-            4 => Just(Verb::Start),
-            2 => Just(Verb::Stop),
-            2 => Just(Verb::Restart),
-            1 => Just(Verb::Kill),
-            2 => any::<bool>().prop_map(|force| Verb::Delete { force }),
-        ];
-        let ask = (name(), verb).prop_map(|(name, verb)| Ask { name, verb }).boxed();
-        let blow = prop_oneof![
-            Just(Blow::PowerOff),
-            Just(Blow::Reboot),
-            Just(Blow::Panic),
-            Just(Blow::Killed)
-        ]
-        .boxed();
+        // What makes sense most of the time, and what does not now and then.
+        let there = |name| state.may_be(name) != BTreeSet::from([Absent]);
+        let asks = NAMES.map(|name| verbs(there(name)).prop_map(move |verb| Ask { name, verb }));
+        let ask = proptest::strategy::Union::new(asks).boxed();
+        let blow =
+            prop_oneof![Just(Blow::PowerOff), Just(Blow::Reboot), Just(Blow::Panic), Just(Blow::Killed)]
+                .boxed();
         let fate = prop_oneof![
             12 => Just(Fate::Works),
             2 => Just(Fate::LaunchFails),

@@ -22,7 +22,7 @@ use crate::reference::{Ask, Blow, End, Model, NAMES, Turn, Vm};
 /// A state directory with everything that a boot needs, made once.
 pub(crate) static TEMPLATE: Mutex<Option<PathBuf>> = Mutex::new(None);
 /// How long the daemon has to come to rest.
-const REST: Duration = Duration::from_secs(15);
+const REST: Duration = Duration::from_secs(10);
 
 /// One installation and all that runs for it.
 pub(crate) struct Lifecycle {
@@ -151,7 +151,11 @@ impl Lifecycle {
     /// Everything that is not as it must be, now.
     fn wrong(&mut self) -> Vec<String> {
         let mut wrong = self.world.wrong();
-        if self.clients.block_on(get(&self.socket(), "/v1/operations?active=true")).as_array().is_some_and(|a| !a.is_empty())
+        if self
+            .clients
+            .block_on(get(&self.socket(), "/v1/operations"))
+            .as_array()
+            .is_some_and(|a| !a.is_empty())
         {
             wrong.push("an operation is under way".to_owned());
         }
@@ -185,7 +189,10 @@ impl Lifecycle {
         let running = vm.state == "running";
         let process = self.world.process(&vm.id).map(|p| u64::from(p.pid));
         if process != vm.pid || process.is_some() != running {
-            wrong.push(format!("{name} is {} with pid {:?}, and its machine is {process:?}", vm.state, vm.pid));
+            wrong.push(format!(
+                "{name} is {} with pid {:?}, and its machine is {process:?}",
+                vm.state, vm.pid
+            ));
         }
         if (vm.state == "error") != vm.explained {
             wrong.push(format!("{name} is {}, explained: {}", vm.state, vm.explained));
