@@ -10,6 +10,7 @@ use banger_model::{Error, VmView};
 use banger_protocol::api::{
     CreateVm, CreatedVm, EXPORT, ErrorEnvelope, ExportRequest, KillVm, PreparePlan, PrepareRequest, StopVm,
 };
+use futures_util::FutureExt;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
@@ -217,9 +218,10 @@ pub(crate) async fn export(
     // Dropping this future, as the server does when the client goes away, cancels the operation.
     let _guard = op.cancel_token().clone().drop_guard();
     let failure = |e: Error| Failure::new(e, &op);
-    let (vm, live) = daemon.vms.running(&vm).map_err(failure)?;
-    let agent = live.agent().await.map_err(failure)?;
-    let patch = daemon.workspaces.export(&op, &vm, &agent, request).await.map_err(failure)?;
+    let (ours, its) = (daemon.clone(), op.clone());
+    let work =
+        move |vm, agent| async move { ours.workspaces.export(&its, &vm, &agent, request).await }.boxed();
+    let patch = daemon.vms.in_guest(&op, &vm, work).await.map_err(failure)?;
     let mut head = serde_json::to_vec(&patch.summary).map_err(|e| failure(Error::internal(e.to_string())))?;
     head.push(b'\n');
     let file = tokio::fs::File::open(&patch.path)

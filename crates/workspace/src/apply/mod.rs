@@ -328,9 +328,8 @@ impl Plan<'_> {
     fn change(&self, staging: &Staging, busy: &[&Item], done: &mut usize) -> Result<()> {
         // The deepest first, so that a directory can make room for a file.
         for item in busy.iter().rev().filter(|i| i.change.new.is_none()) {
-            match &item.here {
-                here @ (Here::File(_) | Here::Link(_)) => self.tree.remove(&item.change.path, here)?,
-                _ => {}
+            if let here @ (Here::File(_) | Here::Link(_)) = &item.here {
+                self.tree.remove(&item.change.path, here)?;
             }
             *done += 1;
         }

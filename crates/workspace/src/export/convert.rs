@@ -247,7 +247,7 @@ fn to_utf8(content: &[u8], encoding: &str) -> Option<Vec<u8>> {
     let little = content.starts_with(&[0xff, 0xfe]);
     let marked = little || content.starts_with(&[0xfe, 0xff]);
     let wide = |bytes: &[u8], little: bool| {
-        if bytes.len() % 2 != 0 {
+        if !bytes.len().is_multiple_of(2) {
             return None;
         }
         let unit = |pair: &[u8]| {

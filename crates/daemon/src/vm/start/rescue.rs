@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 use super::super::capability;
 use super::super::disk;
+use super::super::live::Live;
 use super::super::teardown::remove_tree;
 use super::{Start, Step, Vms, Work};
 use crate::op::Op;
@@ -34,12 +35,35 @@ pub(super) fn has(step: &Step) -> bool {
 }
 
 impl Vms {
+    /// Does some work with the agent of a VM: of the machine that runs, or else of a rescue.
+    ///
+    /// # Errors
+    /// `not_found`, `ambiguous`; what the work says; `guest_failed` when the agent of a machine that runs does not
+    /// answer; what [`Self::in_rescue`] says.
+    pub(crate) async fn in_guest<T: Send + 'static>(
+        self: &Arc<Self>,
+        op: &Op,
+        reference: &str,
+        work: impl FnOnce(Vm, Session) -> BoxFuture<'static, Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let vm = self.find(reference)?;
+        op.about(&vm.name);
+        match self.alive(&vm.id) {
+            Some(live) => on_live(op, vm, &live, work).await,
+            None => self.in_rescue(op, &vm.id, work).await,
+        }
+    }
+
+    fn alive(&self, id: &VmId) -> Option<Arc<Live>> {
+        self.live(id).filter(|live| live.machine().exited().is_none())
+    }
+
     /// Boots a VM that is off just as far as its agent, does some work there, and ends it. The VM's lock is held
     /// meanwhile. Nothing is left also when the caller goes away.
     ///
     /// # Errors
-    /// What the work says; `boot_failed` with the console's tail; `busy` when the VM was started meanwhile.
-    pub(crate) async fn in_rescue<T: Send + 'static>(
+    /// What the work says; `boot_failed` with the console's tail; `not_running` when it has no disk yet.
+    async fn in_rescue<T: Send + 'static>(
         self: &Arc<Self>,
         op: &Op,
         id: &VmId,
@@ -50,9 +74,10 @@ impl Vms {
         let task = async move {
             let lock = vms.lock(&op, &id).await?;
             let vm = vms.find(id.as_str())?;
-            if vms.live(&id).is_some_and(|live| live.machine().exited().is_none()) {
-                return Err(Error::new(ErrorCode::Busy, format!("VM '{}' was started meanwhile", vm.name))
-                    .with_hint("try again"));
+            if let Some(live) = vms.alive(&id) {
+                // A start was under way.
+                drop(lock);
+                return on_live(&op, vm, &live, work).await;
             }
             let done = vms.rescue(&op, vm, work).await;
             drop(lock);
@@ -107,4 +132,21 @@ impl Vms {
         let done = done?;
         ended.map(|()| done)
     }
+}
+
+/// Work with the agent of a machine that runs.
+async fn on_live<T>(
+    op: &Op,
+    vm: Vm,
+    live: &Live,
+    work: impl FnOnce(Vm, Session) -> BoxFuture<'static, Result<T>>,
+) -> Result<T> {
+    let name = vm.name.clone();
+    let agent = op.or_cancelled(live.agent()).await.map_err(|e| match e.code {
+        ErrorCode::GuestFailed => e.with_hint(format!(
+            "'banger vm kill {name}', then try again: this works on a VM that is off, too"
+        )),
+        _ => e,
+    })?;
+    op.or_cancelled(work(vm, agent)).await
 }
