@@ -82,14 +82,14 @@ impl<'a> Arrived<'a> {
     ///
     /// # Errors
     /// A path, link or submodule that is refused, by name; a parent that the host does not have.
-    pub fn to_branch(self, branch: &str, uncommitted: u64, dry_run: bool) -> Result<ApplySummary> {
+    pub fn to_branch(self, branch: &str, dry_run: bool) -> Result<ApplySummary> {
         objects::check_branch(self.exported, branch)?;
         super::refuse_filters(self.exported)?;
         let (made, last) = self.make_anew()?;
         let mut done = committed(self.exported, branch);
         done.has_changes = !made.is_empty();
         done.branch = done.has_changes.then(|| branch.to_owned());
-        done.uncommitted = uncommitted;
+        done.uncommitted = self.exported.compare_trees(&self.tip, &self.exported.tree)?.len() as u64;
         done.commits = made;
         if let Some(last) = last
             && !dry_run

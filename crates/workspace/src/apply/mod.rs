@@ -4,13 +4,13 @@
 //! it replaces, and leaves index and HEAD alone. Must never run a program that a guest names.
 
 mod commits;
+mod copied;
 mod merge;
 mod objects;
 mod worktree;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use banger_model::ByteString;
 use banger_protocol::api::{AppliedCommit, AppliedFile, ApplySummary, ChangeKind, Outcome};
@@ -22,20 +22,15 @@ use crate::source::{LISTING_CAP, object_id};
 use crate::{Result, WorkspaceError};
 
 pub use self::commits::{Arrived, MAX_COMMITS};
+pub use self::copied::Copied;
 
-/// A file's change time may be older than the moment of the change by a tick of the kernel's clock
-/// (at most 10 ms).
-const TICK: Duration = Duration::from_millis(10);
 const LINK: &str = "120000";
 
 /// How to apply to a working tree.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// When the repository was copied in: what has not changed since may be replaced.
-    pub prepared_at: SystemTime,
-    /// The paths that were copied in, each ended by a NUL: nothing else is replaced without having
-    /// been in the base.
-    pub copied: Vec<u8>,
+    /// What was copied in: of that, what has not changed since may be replaced; of all else, what is as in the base.
+    pub copied: Copied,
     /// Merge what changed on both sides.
     pub three_way: bool,
     /// The last part of the backup's ref.
@@ -113,12 +108,13 @@ pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
     }
     let present = changes.iter().zip(&looked).filter(|(_, h)| matches!(h, Here::File(_) | Here::Link(_)));
     let ours = as_added(exported, present.map(|(change, _)| &change.path[..]).collect())?;
-    let copied: HashSet<&[u8]> = wish.copied.split(|b| *b == 0).collect();
+    let copied = wish.copied.paths();
     let mut items: Vec<Item> = Vec::new();
     for (change, here) in changes.into_iter().zip(looked) {
         let ours = ours.get(&change.path).cloned();
-        let was_copied = copied.contains(&change.path[..]);
-        let todo = judge(&change, &here, ours.as_ref(), was_copied.then_some(wish.prepared_at));
+        let is_untouched = copied.contains(&change.path[..])
+            && here.changed_at().is_some_and(|at| wish.copied.is_before(at));
+        let todo = judge(&change, ours.as_ref(), is_untouched);
         items.push(Item { change, here, ours, todo });
     }
     drop(copied);
@@ -127,21 +123,11 @@ pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
     Ok(plan)
 }
 
-/// What may be done at a path; `copied_at` when what was there has been copied in.
-fn judge(
-    change: &TreeChange,
-    here: &Here,
-    ours: Option<&(String, String)>,
-    copied_at: Option<SystemTime>,
-) -> Todo {
-    let untouched = || {
-        let limit = copied_at?.checked_sub(TICK)?.duration_since(UNIX_EPOCH).ok()?;
-        let (seconds, nanoseconds) = here.changed_at()?;
-        Some(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?) < limit)
-    };
+/// What may be done at a path; `is_untouched` when what is there has been copied in.
+fn judge(change: &TreeChange, ours: Option<&(String, String)>, is_untouched: bool) -> Todo {
     if ours == change.new.as_ref() {
         Todo::Nothing
-    } else if ours == change.old.as_ref() || untouched() == Some(true) {
+    } else if ours == change.old.as_ref() || is_untouched {
         Todo::Replace
     } else {
         Todo::Refuse

@@ -292,7 +292,8 @@ impl Exported {
     }
 
     /// The base, unless it is the empty tree of a repository without a commit.
-    pub(crate) fn base_commit(&self) -> Option<&str> {
+    #[must_use]
+    pub fn base_commit(&self) -> Option<&str> {
         Some(&self.summary.base_commit[..]).filter(|base| *base != self.source.empty_tree())
     }
 

@@ -10,20 +10,16 @@ use crate::support::{
 };
 use banger_model::{Error, ErrorCode};
 use banger_protocol::api::{ApplySummary, Outcome};
-use banger_workspace::apply::{self, Arrived, Wish};
+use banger_workspace::apply::{self, Arrived, Copied, Wish};
 use banger_workspace::export::Exported;
 use tempfile::TempDir;
 
 /// What the daemon would ask for right after the copy was made.
 pub(crate) fn wish(guest: &Guest) -> Wish {
-    let mut copied = Vec::new();
-    for path in &guest.captured.plan.files {
-        copied.extend([path.as_bytes(), &[0]].concat());
-    }
+    // Everything in these tests happens within a tick of the clock that stamps files.
+    let began = SystemTime::now() + Duration::from_secs(60);
     Wish {
-        // Everything in these tests happens within a tick of the clock that stamps files.
-        prepared_at: SystemTime::now() + Duration::from_secs(60),
-        copied,
+        copied: Copied::of(&guest.captured, began),
         three_way: false,
         name: "op-1".into(),
         vm: "calm-otter".into(),
@@ -128,7 +124,7 @@ fn what_changed_on_the_host_since_is_refused_by_name_or_merged() {
     put(guest.path(), "a", "1\n2\n3\n4\n5\n6\nguest\n");
     put(guest.path(), "d/b", "guest\n");
     put(guest.path(), "crlf", "guest\r\nx\r\ny\r\nz\r\n");
-    let late = || Wish { prepared_at: SystemTime::UNIX_EPOCH, ..wish(&guest) };
+    let late = || Wish { copied: Copied::of(&guest.captured, SystemTime::UNIX_EPOCH), ..wish(&guest) };
     // Given other lines, the same lines and another file changed on the host.
     put(repo.path(), "a", "host\n2\n3\n4\n5\n6\n7\n");
     put(repo.path(), "d/b", "host\n");
@@ -281,7 +277,7 @@ fn pack(guest: &Path, base: &str) -> (Vec<u8>, String) {
 fn bring(repo: &Path, guest: &Guest, branch: &str) -> Result<ApplySummary, Error> {
     let (_scratch, out) = export(repo, &guest.captured.base_commit, guest.path())?;
     let (pack, tip) = pack(guest.path(), &guest.captured.base_commit);
-    Ok(Arrived::receive(&out, &pack[..], &tip, 1 << 20)?.to_branch(branch, 0, false)?)
+    Ok(Arrived::receive(&out, &pack[..], &tip, 1 << 20)?.to_branch(branch, false)?)
 }
 
 #[test]
@@ -306,10 +302,11 @@ fn the_guests_commits_come_as_commits() {
     std::fs::write(guest.path().join(".git/signed"), signed).unwrap();
     let id = git(guest.path(), &["hash-object", "-t", "commit", "-w", ".git/signed"]);
     git(guest.path(), &["reset", "-q", "--soft", text(&id).trim()]);
+    put(guest.path(), "not committed", "n\n");
 
     // When they are brought, the host has the same commits, without the signature.
     let done = bring(repo.path(), &guest, "theirs").unwrap();
-    assert_eq!(done.commits.len(), 3);
+    assert_eq!((done.commits.len(), done.uncommitted), (3, 1));
     let log =
         |dir: &Path, tip: &str| git(dir, &["log", "--topo-order", "--format=%T %an %ae %aI %cI %B", tip]);
     assert_eq!(text(&log(repo.path(), "theirs")), text(&log(guest.path(), "HEAD")));
@@ -377,7 +374,7 @@ fn commits_with_what_is_refused_bring_nothing() {
         let (pack, tip) = pack(guest.path(), &guest.captured.base_commit);
         let before = fingerprint(repo.path());
         let result =
-            Arrived::receive(&out, &pack[..], &tip, 1 << 20).and_then(|a| a.to_branch("theirs", 0, false));
+            Arrived::receive(&out, &pack[..], &tip, 1 << 20).and_then(|a| a.to_branch("theirs", false));
         let error: Error = result.map(|s| s.commits).unwrap_err().into();
         assert!(error.message.to_lowercase().contains(word), "{word}: {error}");
         assert_eq!(fingerprint(repo.path()), before, "{word}");
