@@ -83,7 +83,7 @@ impl Daemon {
         tokio::spawn(vms.clone().cap_consoles());
         tokio::spawn(vms.clone().resume_stalled());
         tokio::spawn(vms.clone().reconcile_for_ever());
-        let workspaces = Workspaces::new(store, dirs.state.scratch());
+        let workspaces = Workspaces::new(store, dirs.state.clone());
         let started = Instant::now();
         Ok(Arc::new(Self { dirs, config, agent, operations, vms, artifacts, workspaces, started, shutdown }))
     }

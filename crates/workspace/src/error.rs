@@ -105,6 +105,9 @@ pub enum WorkspaceError {
         /// Why.
         why: &'static str,
     },
+    /// The guest stopped before its last record.
+    #[error("the guest's scan ends in the middle{}", at(.0.as_ref()))]
+    CutShort(Option<ByteString>),
     /// The guest broke the record format.
     #[error("the guest's scan is malformed: {0}")]
     Malformed(String),
@@ -173,6 +176,10 @@ fn name(path: &ByteString) -> String {
     path.as_bytes().escape_ascii_lossy()
 }
 
+fn at(path: Option<&ByteString>) -> String {
+    path.map(|path| format!(" of '{}'", name(path))).unwrap_or_default()
+}
+
 /// The first few names.
 fn names(paths: &[ByteString]) -> String {
     const FEW: usize = 10;
@@ -210,6 +217,12 @@ impl WorkspaceError {
         Self::Io { action, path: path.into(), source }
     }
 
+    /// Whether the guest stopped in the middle, which it may say the reason of.
+    #[must_use]
+    pub fn is_cut_short(&self) -> bool {
+        matches!(self, Self::CutShort(_) | Self::GuestStream(_))
+    }
+
     fn code(&self) -> ErrorCode {
         match self {
             Self::Model(e) => e.code,
@@ -230,7 +243,7 @@ impl WorkspaceError {
             Self::Cancelled => ErrorCode::Cancelled,
             Self::NoGit(_) | Self::Io { .. } | Self::Git { .. } => ErrorCode::Unavailable,
             Self::Refused { .. } | Self::Malformed(_) | Self::TooMuch { .. } => ErrorCode::GuestFailed,
-            Self::Stream(_) | Self::GuestStream(_) => ErrorCode::GuestFailed,
+            Self::CutShort(_) | Self::Stream(_) | Self::GuestStream(_) => ErrorCode::GuestFailed,
             Self::GitAnswer { .. } => ErrorCode::Internal,
         }
     }

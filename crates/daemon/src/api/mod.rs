@@ -7,6 +7,7 @@ mod control;
 mod exec;
 mod logs;
 mod operations;
+mod outgoing;
 mod respond;
 mod vms;
 
@@ -48,7 +49,8 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .routes(routes!(exec::exec))
         .routes(routes!(logs::logs))
         .routes(routes!(vms::prepare))
-        .routes(routes!(vms::export))
+        .routes(routes!(outgoing::export))
+        .routes(routes!(outgoing::apply))
         .routes(routes!(vms::plan))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show, operations::cancel))

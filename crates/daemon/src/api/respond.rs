@@ -59,9 +59,11 @@ impl IntoResponse for Failure {
 pub(super) fn status_of(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::NotFound => StatusCode::NOT_FOUND,
-        ErrorCode::AlreadyExists | ErrorCode::Ambiguous | ErrorCode::NotRunning | ErrorCode::Busy => {
-            StatusCode::CONFLICT
-        }
+        ErrorCode::AlreadyExists
+        | ErrorCode::Ambiguous
+        | ErrorCode::NotRunning
+        | ErrorCode::Busy
+        | ErrorCode::Conflict => StatusCode::CONFLICT,
         ErrorCode::InvalidArgument => StatusCode::BAD_REQUEST,
         ErrorCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
         ErrorCode::Unavailable | ErrorCode::ImageMissing => StatusCode::SERVICE_UNAVAILABLE,

@@ -2,22 +2,14 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use banger_model::{Error, VmView};
-use banger_protocol::api::{
-    CreateVm, CreatedVm, EXPORT, ErrorEnvelope, ExportRequest, KillVm, PreparePlan, PrepareRequest, StopVm,
-};
-use futures_util::FutureExt;
+use banger_protocol::api::{CreateVm, CreatedVm, ErrorEnvelope, KillVm, PreparePlan, PrepareRequest, StopVm};
 use serde::Deserialize;
-use tokio::io::AsyncReadExt;
-use tokio_util::io::ReaderStream;
 
-use super::respond::{
-    Asked, Failure, accepts_ndjson, operation, operation_and_hold, wants_detached, with_op,
-};
+use super::respond::{Asked, Failure, accepts_ndjson, operation, operation_and_hold, wants_detached};
 use super::{App, Json, Required};
 use crate::op::Op;
 use crate::vm::STOP_TIMEOUT;
@@ -202,38 +194,6 @@ pub(crate) async fn plan(
     Required(request): Required<PrepareRequest>,
 ) -> Result<axum::Json<PreparePlan>, Failure> {
     Ok(axum::Json(daemon.workspaces.preflight(&request).await?))
-}
-
-/// What the guest did, as a patch: one line of JSON, then the patch.
-#[utoipa::path(post, path = "/v1/vms/{vm}/workspace/export", params(("vm" = String, Path)),
-    request_body = ExportRequest,
-    responses((status = 200, content_type = "application/vnd.banger.export", description = "ExportSummary as one line, then the patch"),
-    (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn export(
-    State(daemon): App,
-    Path(vm): Path<String>,
-    Json(request): Json<ExportRequest>,
-) -> Result<Response, Failure> {
-    let op = daemon.operations.unlisted("export");
-    // Dropping this future, as the server does when the client goes away, cancels the operation.
-    let _guard = op.cancel_token().clone().drop_guard();
-    let failure = |e: Error| Failure::new(e, &op);
-    let (ours, its) = (daemon.clone(), op.clone());
-    let work =
-        move |vm, agent| async move { ours.workspaces.export(&its, &vm, &agent, request).await }.boxed();
-    let patch = daemon.vms.in_guest(&op, &vm, work).await.map_err(failure)?;
-    let mut head = serde_json::to_vec(&patch.summary).map_err(|e| failure(Error::internal(e.to_string())))?;
-    head.push(b'\n');
-    let file = tokio::fs::File::open(&patch.path)
-        .await
-        .map_err(|e| failure(Error::internal(format!("the patch cannot be read: {e}"))))?;
-    // The patch's scratch directory lives as long as the body that reads from it.
-    let body = ReaderStream::new(std::io::Cursor::new(head).chain(file));
-    let body = futures_util::StreamExt::map(body, move |piece| {
-        let _held = &patch;
-        piece
-    });
-    Ok(with_op(([(header::CONTENT_TYPE, EXPORT)], Body::from_stream(body)).into_response(), Some(op.id())))
 }
 
 fn timeout(request: &StopVm) -> Duration {

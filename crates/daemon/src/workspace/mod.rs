@@ -2,6 +2,8 @@
 //! change out. Git and every check of what a guest says are the workspace crate's; this joins its
 //! synchronous streams to the channel, and records what went in.
 
+mod apply;
+mod commits;
 mod export;
 mod prepare;
 
@@ -10,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use banger_model::{Error, ErrorCode, Result};
+use banger_model::{Error, ErrorCode, Result, StateDir, VmId};
 use banger_store::Store;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,24 +20,32 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::op::{Op, cancelled};
 
+pub(crate) use self::apply::apply;
+
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Workspaces {
     store: Arc<Store>,
-    scratch: PathBuf,
+    state: StateDir,
 }
 
 impl Workspaces {
-    /// The service; `scratch` is private and on the state directory's file system.
+    /// The service.
     #[must_use]
-    pub(crate) fn new(store: Arc<Store>, scratch: PathBuf) -> Self {
-        Self { store, scratch }
+    pub(crate) fn new(store: Arc<Store>, state: StateDir) -> Self {
+        Self { store, state }
     }
 
     fn scratch(&self, op: &Op) -> Result<TempDir> {
-        tempfile::Builder::new().prefix(&format!("{}-", op.id())).tempdir_in(&self.scratch).map_err(|e| {
-            Error::unavailable(format!("no scratch directory can be made in {}: {e}", self.scratch.display()))
+        let scratch = self.state.scratch();
+        tempfile::Builder::new().prefix(&format!("{}-", op.id())).tempdir_in(&scratch).map_err(|e| {
+            Error::unavailable(format!("no scratch directory can be made in {}: {e}", scratch.display()))
         })
+    }
+
+    /// The record of what was copied in ([`banger_workspace::apply::Copied`]), in the VM's directory.
+    fn copied(&self, id: &VmId) -> PathBuf {
+        self.state.vm(id).join("workspace.copied")
     }
 }
 

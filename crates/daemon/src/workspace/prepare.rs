@@ -1,10 +1,13 @@
 //! A repository into a guest: packed beside the boot, sent, recorded. Must never record what did
 //! not arrive whole.
 
+use std::time::SystemTime;
+
 use banger_channel::{ChannelError, Session};
 use banger_model::{Error, ErrorCode, Result, VmId, Workspace};
 use banger_protocol::agent::{Request, UnpackSpec};
 use banger_protocol::api::{PreparePlan, PrepareRequest};
+use banger_workspace::apply::Copied;
 use banger_workspace::capture::{self, Capture};
 use tempfile::TempDir;
 use tokio_util::io::SyncIoBridge;
@@ -83,6 +86,7 @@ impl Workspaces {
         let (sender, receiver) = agent.open(&Request::Unpack(unpack)).await?;
         let writer = Cancellable::new(sender.writer(), op.cancel_token());
         let token = op.cancel_token().clone();
+        let began = SystemTime::now();
         let write = blocking(move || {
             let mut bridge = SyncIoBridge::new(writer);
             let captured = packed.capture.write_tar(&mut bridge, &|| token.is_cancelled())?;
@@ -106,6 +110,8 @@ impl Workspaces {
             mode: captured.plan.mode,
             prepared_at: jiff::Timestamp::now(),
         };
+        let (copied, file) = (Copied::of(&captured, began), self.copied(id));
+        blocking(move || Ok(copied.save(&file)?)).await?;
         self.store.modify_vm(id, |vm| vm.workspace = Some(workspace))?;
         Ok(captured.plan)
     }

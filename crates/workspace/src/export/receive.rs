@@ -52,7 +52,7 @@ pub(crate) fn read(
     let (mut changes, mut bytes, mut paths, mut links) = (Changes::new(), 0u64, 0u64, 0usize);
     loop {
         let mut header = [0; RECORD_HEADER_LEN];
-        records.read_exact(&mut header).map_err(cut_short)?;
+        records.read_exact(&mut header).map_err(|e| cut_short(e, None))?;
         let header = decode_header(&header).map_err(WorkspaceError::Malformed)?;
         if header.kind == RecordKind::End {
             break;
@@ -86,10 +86,10 @@ pub(crate) fn read(
             (_, LINK) => {
                 links += 1;
                 let target = read_target(&mut records, &path, header.size)?;
-                let mark = store.put(&mut &target[..], header.size)?;
+                let mark = store.put(&path, &mut &target[..], header.size)?;
                 Change::Link { target, mark }
             }
-            (_, mode) => Change::File { mode, mark: store.put(&mut records, header.size)? },
+            (_, mode) => Change::File { mode, mark: store.put(&path, &mut records, header.size)? },
         };
         if changes.contains_key(&path) {
             return Err(refused(&path, "it was sent twice"));
@@ -102,7 +102,7 @@ pub(crate) fn read(
 
 fn read_path(records: &mut impl Read, header: &RecordHeader) -> Result<Vec<u8>> {
     let mut path = vec![0; header.path_len.min(MAX_PATH)];
-    records.read_exact(&mut path).map_err(cut_short)?;
+    records.read_exact(&mut path).map_err(|e| cut_short(e, None))?;
     Ok(path)
 }
 
@@ -114,7 +114,7 @@ fn read_target(records: &mut impl Read, path: &[u8], size: u64) -> Result<Vec<u8
         return Err(refused(path, "no symbolic link has a target of that length"));
     }
     let mut target = vec![0; usize::try_from(size).unwrap_or(0)];
-    records.read_exact(&mut target).map_err(cut_short)?;
+    records.read_exact(&mut target).map_err(|e| cut_short(e, Some(path)))?;
     if target.contains(&0) {
         return Err(refused(path, "its link target holds a NUL byte"));
     }
@@ -158,9 +158,9 @@ pub(crate) fn refused(path: &[u8], why: &'static str) -> WorkspaceError {
     WorkspaceError::Refused { path: ByteString(path.to_vec()), why }
 }
 
-fn cut_short(e: io::Error) -> WorkspaceError {
+fn cut_short(e: io::Error, path: Option<&[u8]>) -> WorkspaceError {
     match e.kind() {
-        io::ErrorKind::UnexpectedEof => WorkspaceError::Malformed("it ends in the middle".to_owned()),
+        io::ErrorKind::UnexpectedEof => WorkspaceError::CutShort(path.map(|path| ByteString(path.to_vec()))),
         _ => WorkspaceError::GuestStream(e),
     }
 }
@@ -197,8 +197,8 @@ impl Store {
         Self { git, marks, run: None, facts: Vec::new() }
     }
 
-    /// Takes `size` bytes and returns their mark.
-    pub(crate) fn put(&mut self, content: &mut impl Read, size: u64) -> Result<u64> {
+    /// Takes `size` bytes of what will be at `path`, and returns their mark.
+    pub(crate) fn put(&mut self, path: &[u8], content: &mut impl Read, size: u64) -> Result<u64> {
         let mark = self.facts.len() as u64 + 1;
         let mut facts = Facts::default();
         let run = match &mut self.run {
@@ -217,7 +217,7 @@ impl Store {
         self.facts.push(facts.end());
         match written {
             Ok(Ok(())) => Ok(mark),
-            Ok(Err(reading)) => Err(cut_short(reading)),
+            Ok(Err(reading)) => Err(cut_short(reading, Some(path))),
             // The pipe broke: git says why when it is waited for.
             Err(writing) => match self.run.take().map(Running::finish) {
                 Some(Err(e)) => Err(e),

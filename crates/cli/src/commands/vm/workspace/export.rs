@@ -5,8 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use banger_model::{Error, GuestPath};
+use banger_model::{ByteString, Bytes as Size, Error, GuestPath};
 use banger_protocol::api::{ExportRequest, ExportSummary};
 use bytes::Bytes;
 use hyper::Method;
@@ -15,6 +16,7 @@ use crate::client::{self, Lines, Streamed};
 use crate::commands::args::VmArg;
 use crate::context::Context;
 use crate::error::{CliError, Result};
+use crate::output::printable;
 use crate::pump::OutputPump;
 
 /// Write what was changed in a VM's workspace as a patch for git apply
@@ -31,13 +33,17 @@ pub(crate) struct Args {
     /// Where the workspace is in the guest [default: where it was copied to]
     #[arg(long, value_name = "PATH")]
     guest_path: Option<GuestPath>,
+    /// The most that changed files may hold together: a number of bytes, or a size such as 64M [default: 1G]
+    #[arg(long, value_name = "SIZE")]
+    max_bytes: Option<ByteCount>,
     /// Only the names of the files that changed
     #[arg(long, conflicts_with = "output")]
     names_only: bool,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let request = ExportRequest { base: args.base, guest_path: args.guest_path, max_bytes: None };
+    let max_bytes = args.max_bytes.map(|max| max.0);
+    let request = ExportRequest { base: args.base, guest_path: args.guest_path, max_bytes };
     let url = client::path("vms", &args.which.vm, "/workspace/export");
     let mut body = context.client()?.stream(Method::POST, &url, Some(&request)).await?;
     let mut lines = Lines::default();
@@ -63,7 +69,49 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
             Path::new(path).display()
         ));
     }
+    if !context.output.json {
+        stayed_behind(context, &summary.unfiltered, summary.skipped_repositories, &summary.skipped_paths);
+    }
     Ok(0)
+}
+
+/// A size whose bare number is bytes, as the flag's name says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByteCount(pub(super) u64);
+
+impl FromStr for ByteCount {
+    type Err = Error;
+
+    fn from_str(text: &str) -> banger_model::Result<Self> {
+        let plain = text.parse().ok();
+        plain.map_or_else(|| text.parse().map(|size: Size| Self(size.0)), |bytes| Ok(Self(bytes)))
+    }
+}
+
+/// Tells of what is not in a change, or not as `git add` would have it.
+pub(super) fn stayed_behind(
+    context: &Context,
+    unfiltered: &[ByteString],
+    repositories: u64,
+    some: &[ByteString],
+) {
+    let names = |paths: &[ByteString]| -> String {
+        let shown = paths.iter().take(5).map(|p| printable(&p.to_string_lossy()).into_owned());
+        shown.collect::<Vec<_>>().join(", ")
+    };
+    if !unfiltered.is_empty() {
+        context.output.notice(&format!(
+            "{} files go through a filter program when they are added, which was not run: {}",
+            unfiltered.len(),
+            names(unfiltered)
+        ));
+    }
+    if repositories > 0 {
+        context.output.notice(&format!(
+            "{repositories} repositories within the workspace stay behind: {}",
+            names(some)
+        ));
+    }
 }
 
 fn names(summary: &ExportSummary) -> Vec<u8> {
@@ -151,5 +199,18 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_limit_is_bytes_and_units_work() {
+        let parsed = |text: &str| text.parse::<ByteCount>().map(|count| count.0);
+        assert_eq!(parsed("1000").unwrap(), 1000);
+        assert_eq!(parsed("64M").unwrap(), 64 << 20);
+        assert!(parsed("-1").is_err() && parsed("many").is_err() && parsed("").is_err());
     }
 }

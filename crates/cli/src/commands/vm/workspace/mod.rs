@@ -1,5 +1,6 @@
 //! `banger vm workspace …`
 
+mod apply;
 mod export;
 mod prepare;
 
@@ -15,6 +16,7 @@ use crate::table::{fields, or_dash, size};
 pub(crate) enum WorkspaceCommand {
     Prepare(prepare::Args),
     Export(export::Args),
+    Apply(apply::Args),
 }
 
 impl WorkspaceCommand {
@@ -22,6 +24,7 @@ impl WorkspaceCommand {
         match self {
             Self::Prepare(args) => prepare::run(args, context).await,
             Self::Export(args) => export::run(args, context).await,
+            Self::Apply(args) => apply::run(args, context).await,
         }
     }
 }
