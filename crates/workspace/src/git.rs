@@ -6,11 +6,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
 
-use crate::{Result, WorkspaceError};
+use rustix::process::{Pid, Resource, Rlimit};
+
+use crate::watch::{Watched, unpacked};
+use crate::{Cancel, Result, WorkspaceError};
 
 /// The environment git keeps: where it finds itself, its user's settings and a temporary place.
 const KEPT: [&str; 7] = ["PATH", "HOME", "XDG_CONFIG_HOME", "USER", "LOGNAME", "TMPDIR", "LD_LIBRARY_PATH"];
@@ -36,6 +40,9 @@ const SETTINGS: [&str; 17] = [
     "submodule.recurse=false",
 ];
 
+/// The most memory of its own for a git that reads what a guest wrote: objects can unfold to more than there is.
+const PRIVATE_MEMORY: u64 = 2 << 30;
+
 /// The most bytes kept of what git writes to stderr.
 const STDERR_CAP: u64 = 16 << 10;
 
@@ -45,23 +52,34 @@ pub(crate) struct Git {
     cwd: PathBuf,
     globals: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    /// The most memory of its own, bytes.
+    memory: Option<u64>,
+    cancel: Cancel,
 }
 
 impl Git {
     /// git that looks for a repository from `dir` upwards, as the user's own would.
     pub(crate) fn discover(dir: &Path) -> Self {
-        Self { cwd: dir.to_owned(), globals: Vec::new(), env: Vec::new() }
+        Self {
+            cwd: dir.to_owned(),
+            globals: Vec::new(),
+            env: Vec::new(),
+            memory: None,
+            cancel: Cancel::never(),
+        }
     }
 
     /// git on a known repository and working tree.
     pub(crate) fn at(git_dir: &Path, work_tree: &Path) -> Self {
-        Self { cwd: work_tree.to_owned(), globals: vec![joined("--git-dir=", git_dir)], env: Vec::new() }
-            .work_tree(work_tree)
+        let mut git = Self::discover(work_tree);
+        git.globals.push(joined("--git-dir=", git_dir));
+        git.work_tree(work_tree)
     }
 
     /// git on a bare repository of our own, with nobody's settings and nobody's attributes.
     pub(crate) fn private(git_dir: &Path) -> Self {
-        let git = Self { cwd: git_dir.to_owned(), globals: Vec::new(), env: Vec::new() };
+        let mut git = Self::discover(git_dir);
+        git.memory = Some(PRIVATE_MEMORY);
         let nothing = OsStr::new("/dev/null");
         let mut git = git
             .env("GIT_CONFIG_GLOBAL", nothing)
@@ -75,6 +93,12 @@ impl Git {
             "core.fsync=none",
         ];
         ours.iter().fold(git, |git, setting| git.setting(setting))
+    }
+
+    /// The same, given up when its caller no longer wants it.
+    pub(crate) fn watching(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
     }
 
     /// The same with another working tree.
@@ -172,7 +196,7 @@ impl Git {
                 Some(mut pipe) => write(&mut pipe),
                 None => Ok(()),
             });
-            let read = stdout.map_or(Ok(0), |pipe| pipe.take(cap + 1).read_to_end(&mut out));
+            let read = stdout.map_or(Ok(0), |pipe| run.watched(pipe).take(cap + 1).read_to_end(&mut out));
             if !matches!(read, Ok(n) if n as u64 <= cap) {
                 run.kill();
             }
@@ -181,15 +205,19 @@ impl Git {
         if matches!(read, Ok(n) if n as u64 > cap) {
             return Err(WorkspaceError::GitAnswer { verb: run.verb.clone(), repository: self.cwd.clone() });
         }
+        let read = match read {
+            Ok(read) => Ok(read),
+            Err(e) => Err(unpacked(e, |e| WorkspaceError::io("read git's output in", &self.cwd, e))),
+        };
+        if let Err(e @ (WorkspaceError::Cancelled | WorkspaceError::Special(_))) = read {
+            return Err(e);
+        }
         let written = written.unwrap_or(Ok(()));
         // git's own complaint says more than the broken pipe that it causes here.
         match (run.finish(), written) {
             (Err(e), _) => Err(e),
             (Ok(()), Err(e)) => Err(e),
-            (Ok(()), Ok(())) => {
-                read.map_err(|e| WorkspaceError::io("read git's output in", &self.cwd, e))?;
-                Ok(out)
-            }
+            (Ok(()), Ok(())) => read.map(|_| out),
         }
     }
 
@@ -258,6 +286,7 @@ pub(crate) struct Running {
     repository: PathBuf,
     stderr: Option<JoinHandle<Vec<u8>>>,
     ended: bool,
+    cancel: Cancel,
 }
 
 impl Running {
@@ -268,9 +297,20 @@ impl Running {
             true => WorkspaceError::NoGit(e),
             false => WorkspaceError::io("work in", &git.cwd, e),
         })?;
+        if let (Some(memory), Some(pid)) = (git.memory, Pid::from_raw(child.id().cast_signed())) {
+            let limit = Rlimit { current: Some(memory), maximum: Some(memory) };
+            // It can only fail when git has ended by itself.
+            let _ = rustix::process::prlimit(Some(pid), Resource::Data, limit);
+        }
         let stderr = child.stderr.take().map(|pipe| std::thread::spawn(move || drain(pipe)));
         let verb = args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { child, verb, repository: git.cwd.clone(), stderr, ended: false })
+        let cancel = git.cancel.clone();
+        Ok(Self { child, verb, repository: git.cwd.clone(), stderr, ended: false, cancel })
+    }
+
+    /// Its output, not waited for longer than the caller wants.
+    pub(crate) fn watched<R: Read + AsFd>(&self, out: R) -> Watched<R> {
+        Watched::new(out, &self.cancel, &self.repository)
     }
 
     fn kill(&mut self) {

@@ -4,12 +4,15 @@
 //! never write to the source repository, and never run git in a tree that a guest wrote.
 
 pub mod apply;
+mod cancel;
 pub mod capture;
 mod error;
 pub mod export;
 mod git;
 mod source;
+mod watch;
 
+pub use cancel::Cancel;
 pub use error::WorkspaceError;
 
 /// Result with this crate's error.
