@@ -11,14 +11,18 @@ use std::io::{Read, Write};
 use banger_model::ByteString;
 use banger_protocol::api::{AppliedCommit, ApplySummary};
 
-use super::{committed, objects};
-use crate::export::{Batch, Exported, GITLINK, Links, TreeChange, escapes, objection, refused, tree_links};
+use super::{committed, objects, trees};
+use crate::export::{
+    Batch, Exported, GITLINK, Links, MAX_CHANGES, TreeChange, escapes, objection, refused, tree_links,
+};
 use crate::git::Git;
 use crate::source::object_id;
 use crate::{Result, WorkspaceError};
 
 /// The most commits that are brought at once.
 pub const MAX_COMMITS: usize = 1000;
+/// The most paths that all commits together may change.
+const MAX_PATHS: usize = 200_000;
 /// The largest commit object, bytes.
 const MAX_COMMIT: u64 = 1 << 20;
 
@@ -89,7 +93,8 @@ impl<'a> Arrived<'a> {
         let mut done = committed(self.exported, branch);
         done.has_changes = !made.is_empty();
         done.branch = done.has_changes.then(|| branch.to_owned());
-        done.uncommitted = self.exported.compare_trees(&self.tip, &self.exported.tree)?.len() as u64;
+        done.uncommitted =
+            self.exported.compare_trees(&self.tip, &self.exported.tree, MAX_CHANGES)?.len() as u64;
         done.commits = made;
         if let Some(last) = last
             && !dry_run
@@ -115,10 +120,10 @@ impl<'a> Arrived<'a> {
             return Err(WorkspaceError::TooMuch { limit, what: "commits", path: "its history".into() });
         }
         let mut known: HashMap<String, Anew> = HashMap::new();
-        let (mut made, mut last) = (Vec::new(), None);
+        let (mut made, mut last, mut left) = (Vec::new(), None, MAX_PATHS);
         for id in ids {
             let parts = read_commit(git, &id)?;
-            let anew = self.one(&parts, &mut known)?;
+            let anew = self.one(&parts, &mut known, &mut left)?;
             let subject = parts.message.split(|b| *b == b'\n').next().unwrap_or_default();
             made.push(AppliedCommit { id: anew.id.clone(), subject: ByteString(subject.to_vec()) });
             last = Some(anew.id.clone());
@@ -127,8 +132,8 @@ impl<'a> Arrived<'a> {
         Ok((made, last))
     }
 
-    /// Makes one commit anew; its parents are made already, or the host's own.
-    fn one(&self, parts: &Parts, known: &mut HashMap<String, Anew>) -> Result<Anew> {
+    /// Makes one commit anew; its parents are made already, or the host's own. It may change `left` paths.
+    fn one(&self, parts: &Parts, known: &mut HashMap<String, Anew>, left: &mut usize) -> Result<Anew> {
         let git = &self.exported.git;
         for parent in &parts.parents {
             if !known.contains_key(parent) {
@@ -140,7 +145,8 @@ impl<'a> Arrived<'a> {
         let first = parts.parents.first().and_then(|p| known.get(p));
         let before = first.map_or_else(|| self.exported.source.empty_tree().to_owned(), |p| p.tree.clone());
         let mut links = first.map(|p| p.links.clone()).unwrap_or_default();
-        let changes = self.exported.compare_trees(&before, &parts.tree)?;
+        let changes = trees::compare(git, &before, &parts.tree, *left)?;
+        *left -= changes.len();
         self.inspect(&changes, &mut links)?;
         let tree = self.tree_anew(&before, &changes)?;
         if tree != parts.tree {

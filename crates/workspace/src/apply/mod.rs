@@ -7,6 +7,7 @@ mod commits;
 mod copied;
 mod merge;
 mod objects;
+mod trees;
 mod worktree;
 
 use std::collections::{BTreeMap, BTreeSet};

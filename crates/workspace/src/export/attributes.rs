@@ -163,12 +163,16 @@ fn store(export: &Export, tasks: &[Task<'_>]) -> Result<BTreeMap<Vec<u8>, String
         }
         let mark = batch.read(task.id, |content, size| {
             if !whole {
-                return Ok(store.put(task.path, &mut Unified::new(content), size - task.facts.crlf).map(Some));
+                return Ok(store
+                    .put(task.path, &mut Unified::new(content), size - task.facts.crlf)
+                    .map(Some));
             }
             let mut raw = Vec::new();
             content.read_to_end(&mut raw)?;
             Ok(match task.rule.convert(&raw, task.base_has_crlf) {
-                Some(clean) if clean != raw => store.put(task.path, &mut &clean[..], clean.len() as u64).map(Some),
+                Some(clean) if clean != raw => {
+                    store.put(task.path, &mut &clean[..], clean.len() as u64).map(Some)
+                }
                 _ => Ok(None),
             })
         })?;

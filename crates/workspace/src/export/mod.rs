@@ -13,7 +13,7 @@ mod receive;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,7 @@ pub(crate) use self::links::{Links, escapes};
 pub(crate) use self::path::objection;
 pub(crate) use self::receive::{GITLINK, refused};
 use crate::git::Git;
-use crate::source::{LISTING_CAP, Source, object_id, quoted};
+use crate::source::{Source, object_id, quoted};
 use crate::{Result, WorkspaceError};
 
 /// The most that is taken from a guest.
@@ -43,9 +43,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_bytes: 1 << 30, max_records: 1_000_000 }
+        Self { max_bytes: 1 << 30, max_records: MAX_CHANGES as u64 }
     }
 }
+
+/// The most paths that two trees may differ in: as many as an export takes.
+pub(crate) const MAX_CHANGES: usize = 1_000_000;
 
 /// A path whose entry differs between two trees: mode and object, before and after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -269,7 +272,7 @@ impl Export {
     }
 
     fn summary(&self, tree: &str) -> Result<Vec<FileChange>> {
-        let changes = compare(&self.git, &self.base, tree)?;
+        let changes = compare(&self.git, &self.base, tree, MAX_CHANGES)?;
         Ok(changes
             .into_iter()
             .map(|change| FileChange { change: change.kind(), path: ByteString(change.path) })
@@ -299,12 +302,13 @@ impl Exported {
 
     /// Every path of the change.
     pub(crate) fn changes(&self) -> Result<Vec<TreeChange>> {
-        self.compare_trees(&self.summary.base_commit, &self.tree)
+        self.compare_trees(&self.summary.base_commit, &self.tree, MAX_CHANGES)
     }
 
-    /// What differs between two trees.
-    pub(crate) fn compare_trees(&self, before: &str, after: &str) -> Result<Vec<TreeChange>> {
-        compare(&self.git, before, after)
+    /// What differs between two trees, at most `most` paths: a tree of a few objects can have more than there is
+    /// memory for.
+    pub(crate) fn compare_trees(&self, before: &str, after: &str, most: usize) -> Result<Vec<TreeChange>> {
+        compare(&self.git, before, after, most)
     }
 }
 
@@ -321,7 +325,7 @@ impl TreeChange {
 }
 
 /// What differs between two trees, in git's order.
-fn compare(git: &Git, before: &str, after: &str) -> Result<Vec<TreeChange>> {
+fn compare(git: &Git, before: &str, after: &str, most: usize) -> Result<Vec<TreeChange>> {
     let args = [
         "diff-tree",
         "--raw",
@@ -334,19 +338,28 @@ fn compare(git: &Git, before: &str, after: &str) -> Result<Vec<TreeChange>> {
         after,
         "--",
     ];
-    let out = git.output(&args, LISTING_CAP)?;
-    let mut fields = out.split(|b| *b == 0);
+    let failed = |e| WorkspaceError::io("read git's output in", git.dir(), e);
+    let mut out = BufReader::new(git.stream(&args)?);
     let mut changes = Vec::new();
-    while let (Some(what), Some(path)) = (fields.next(), fields.next()) {
-        let text = String::from_utf8_lossy(what);
+    let mut field = |field: &mut Vec<u8>| {
+        field.clear();
+        out.read_until(0, field).map_err(failed)?;
+        Ok(field.pop().is_some())
+    };
+    let (mut what, mut path) = (Vec::new(), Vec::new());
+    while field(&mut what)? && field(&mut path)? {
+        if changes.len() >= most {
+            return Err(WorkspaceError::TooMuch {
+                limit: most as u64,
+                what: "paths",
+                path: ByteString(path),
+            });
+        }
+        let text = String::from_utf8_lossy(&what);
         let words: Vec<&str> = text.strip_prefix(':').unwrap_or_default().split(' ').collect();
         let [old_mode, new_mode, old, new, _status] = words[..] else { return Err(git.odd("diff-tree")) };
         let entry = |mode: &str, id: &str| (mode != "000000").then(|| (mode.to_owned(), id.to_owned()));
-        changes.push(TreeChange {
-            path: path.to_vec(),
-            old: entry(old_mode, old),
-            new: entry(new_mode, new),
-        });
+        changes.push(TreeChange { path: path.clone(), old: entry(old_mode, old), new: entry(new_mode, new) });
     }
     Ok(changes)
 }

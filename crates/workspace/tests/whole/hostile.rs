@@ -1,11 +1,15 @@
 //! A guest that sends what no honest agent would.
 
+use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{commit, fingerprint, git, put, repository};
-use banger_model::{Error, ErrorCode};
+use crate::support::{commit, fingerprint, git, prepare, put, repository, request};
+use banger_model::{ByteString, Error, ErrorCode};
+use banger_protocol::agent::ScanSpec;
 use banger_protocol::agent::scan::{RecordHeader, RecordKind, encode_header};
+use banger_workspace::apply::{self, Copied, Wish};
 use banger_workspace::export::{Export, Exported, Limits};
 use tempfile::TempDir;
 
@@ -120,6 +124,70 @@ fn streams_that_lie_or_end_early_are_errors() {
         let error = receive(repo.path(), &records, &Limits::default()).map(|(_, e)| e.summary).unwrap_err();
         assert_eq!(error.code, ErrorCode::GuestFailed, "{error}");
     }
+    // A size that nothing comes up to names the path, as does one that is beyond every limit.
+    let mut short = record(RecordKind::Present, 0o100_644, b"d/liar", b"");
+    short[9..17].copy_from_slice(&4096u64.to_le_bytes());
+    for size in [4096u64, u64::MAX] {
+        short[9..17].copy_from_slice(&size.to_le_bytes());
+        let error = receive(repo.path(), &[short.clone()], &Limits::default()).map(|(_, e)| e.summary);
+        assert!(error.unwrap_err().message.contains("'d/liar'"));
+    }
+}
+
+/// A tree without end: as many records as anybody reads.
+struct Endless {
+    n: u64,
+    record: std::io::Cursor<Vec<u8>>,
+}
+
+impl Read for Endless {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.record.read(buf)?;
+        if n > 0 || buf.is_empty() {
+            return Ok(n);
+        }
+        self.n += 1;
+        let path = format!("t/{}/{}", self.n / 1000, self.n);
+        self.record = std::io::Cursor::new(record(RecordKind::Present, 0o100_644, path.as_bytes(), b""));
+        self.record.read(buf)
+    }
+}
+
+#[test]
+fn a_tree_without_end_is_refused_where_the_limit_is() {
+    let repo = repository();
+    let scratch = tempfile::tempdir().unwrap();
+    let export = Export::new(repo.path(), "HEAD", scratch.path()).unwrap();
+    let mut endless = Endless { n: 0, record: std::io::Cursor::default() };
+    let limits = Limits { max_records: 100_000, ..Limits::default() };
+    let error: Error = export.receive(&mut endless, &limits).map(|e| e.summary).unwrap_err().into();
+    assert!(error.message.contains("100000 paths") && error.message.contains("'t/100/100001'"), "{error}");
+    assert_eq!(endless.n, 100_001, "not one more is read");
+    assert!(Limits::default().max_records < 10_000_000);
+}
+
+#[test]
+fn a_commit_whose_few_objects_are_a_tree_without_end_is_refused() {
+    // Given ten trees, each ten times in the next: 10^10 files.
+    let repo = repository();
+    let guest = prepare(&request(repo.path())).unwrap();
+    let script = "id=$(echo x | git hash-object -w --stdin); tree=$(printf '100644 blob %s\\tf\\n' $id | git mktree)
+        for _ in 1 2 3 4 5 6 7 8 9 10; do
+            tree=$(for n in 0 1 2 3 4 5 6 7 8 9; do printf '040000 tree %s\\t%s\\n' $tree $n; done | git mktree)
+        done
+        commit=$(GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a git commit-tree $tree -p HEAD -m bomb)
+        git update-ref --no-deref HEAD $commit; printf 'HEAD\\n^HEAD~1\\n' | git pack-objects -q --revs --stdout >.git/bomb";
+    let made = std::process::Command::new("sh").current_dir(guest.path()).args(["-ec", script]).status();
+    assert!(made.unwrap().success());
+    let pack = std::fs::read(guest.path().join(".git/bomb")).unwrap();
+    assert!(pack.len() < 10_000);
+    let tip = String::from_utf8(git(guest.path(), &["rev-parse", "HEAD"])).unwrap();
+    let (_scratch, out) = crate::support::export(repo.path(), "HEAD", repo.path()).unwrap();
+    let before = fingerprint(repo.path());
+    let arrived = apply::Arrived::receive(&out, &pack[..], tip.trim(), 1 << 20).unwrap();
+    let error: Error = arrived.to_branch("bomb", false).unwrap_err().into();
+    assert!(error.message.contains("200000 paths") && error.message.contains("'9/9/"), "{error}");
+    assert_eq!(fingerprint(repo.path()), before);
 }
 
 #[test]
@@ -153,4 +221,161 @@ fn a_submodule_of_the_base_is_neither_changed_nor_entered() {
     put(guest.path(), ".gitignore", "*.o\n/build/\n");
     let (_scratch, out) = crate::support::export(repo.path(), "HEAD", guest.path()).unwrap();
     assert!(!out.summary.has_changes);
+}
+
+/// Everything by which git can be told to run a program or read elsewhere, in a guest's repository.
+fn armed(guest: &Path, outside: &Path) {
+    let canary = |name: &str| format!("touch {}", outside.join(name).display());
+    let run = |name: &str, value: &str| drop(git(guest, &["config", name, value]));
+    for (name, what) in [
+        ("core.fsmonitor", "fsmonitor"),
+        ("diff.external", "diff-external"),
+        ("diff.evil.textconv", "textconv"),
+        ("diff.evil.command", "diff-command"),
+        ("filter.evil.clean", "clean"),
+        ("filter.evil.smudge", "smudge"),
+        ("filter.evil.process", "process"),
+        ("merge.evil.driver", "merge"),
+        ("core.sshCommand", "ssh"),
+        ("core.pager", "pager"),
+        ("core.editor", "editor"),
+        ("gpg.program", "gpg"),
+        ("credential.helper", "credential"),
+        ("core.alternateRefsCommand", "alternate-refs"),
+        ("uploadpack.packObjectsHook", "pack-objects"),
+    ] {
+        run(name, &canary(what));
+    }
+    run("core.hooksPath", ".hooks");
+    run("commit.gpgSign", "true");
+    for hook in ["pre-commit", "post-index-change", "post-checkout", "reference-transaction", "pre-auto-gc"] {
+        for dir in [".git/hooks", ".hooks"] {
+            let path = format!("{dir}/{hook}");
+            put(guest, &path, format!("#!/bin/sh\n{}\n", canary(&format!("hook-{hook}"))));
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(guest.join(&path), mode).unwrap();
+        }
+    }
+    put(outside, "included", format!("[core]\n\tfsmonitor = {}\n", canary("included-ran")));
+    run("include.path", outside.join("included").to_str().unwrap());
+    put(guest, ".git/objects/info/alternates", format!("{}\n", outside.join("objects").display()));
+    put(
+        guest,
+        ".gitattributes",
+        "* filter=evil diff=evil merge=evil\n*.x text=auto ident eol=crlf\n",
+    );
+    put(guest, ".gitconfig", format!("[core]\n\tfsmonitor = {}\n", canary("home")));
+    put(guest, ".lfsconfig", "[lfs]\n\turl = https://example.invalid\n");
+    put(
+        guest,
+        ".gitmodules",
+        format!("[submodule \"s\"]\n\tpath = s\n\turl = u\n\tupdate = !{}\n", canary("update")),
+    );
+}
+
+#[test]
+fn no_program_that_a_guest_names_runs_and_nothing_outside_is_read_or_written() {
+    // Given a guest whose repository is armed in every way git knows.
+    let (repo, outside) = (repository(), tempfile::tempdir().unwrap());
+    let guest = prepare(&request(repo.path())).unwrap();
+    put(guest.path(), "a", "one\nguest\n");
+    put(guest.path(), "u.x", "text\n");
+    armed(guest.path(), outside.path());
+    let before = fingerprint(outside.path());
+    // When it is exported, merged into a touched working tree, and made a branch of.
+    put(repo.path(), "a", "host\none\n");
+    let base = &guest.captured.base_commit;
+    let (_scratch, out) = crate::support::export(repo.path(), base, guest.path()).unwrap();
+    let wish = || Wish { copied: Copied::nothing(), three_way: true, name: "n".into(), vm: "v".into() };
+    apply::plan(&out, wish()).unwrap().carry_out().unwrap();
+    apply::to_branch(&out, "guests", "all", false).unwrap();
+    // And again, now that the guest's attributes are in the host's working tree.
+    put(guest.path(), "a", "two\nguest\n");
+    let (_scratch, out) = crate::support::export(repo.path(), base, guest.path()).unwrap();
+    let again = Wish { name: "m".into(), ..wish() };
+    apply::plan(&out, again).unwrap().carry_out().unwrap();
+    // Then what is outside is as it was, and so is the host's own configuration.
+    assert_eq!(fingerprint(outside.path()), before);
+    assert!(
+        !String::from_utf8(git(repo.path(), &["config", "--list", "--local"])).unwrap().contains("touch")
+    );
+    assert!(
+        !repo.path().join(".hooks/pre-commit").exists()
+            || !repo.path().join(".git/hooks/pre-commit").exists()
+    );
+}
+
+#[test]
+fn a_git_directory_that_points_elsewhere_is_not_followed() {
+    // Given a guest whose `.git` is a file, or a link, that leads to another repository.
+    for kind in ["gitdir file", "link", "commondir"] {
+        let (repo, outside) = (repository(), repository());
+        put(outside.path(), "secret", "s\n");
+        commit(outside.path(), "secret");
+        put(outside.path(), ".git/info/exclude", "new\n");
+        let guest = prepare(&request(repo.path())).unwrap();
+        put(guest.path(), "new", "n\n");
+        let (dot, there) = (guest.path().join(".git"), outside.path().join(".git"));
+        match kind {
+            "commondir" => put(guest.path(), ".git/commondir", there.as_os_str().as_encoded_bytes()),
+            _ => std::fs::remove_dir_all(&dot).unwrap(),
+        }
+        match kind {
+            "gitdir file" => std::fs::write(&dot, format!("gitdir: {}\n", there.display())).unwrap(),
+            "link" => symlink(&there, &dot).unwrap(),
+            _ => {}
+        }
+        let before = fingerprint(outside.path());
+        // Then the other's index and rules have no say.
+        let (_scratch, out) = crate::support::export(repo.path(), "HEAD", guest.path()).unwrap();
+        let paths: Vec<_> = out.summary.files.iter().map(|f| f.path.to_string_lossy().into_owned()).collect();
+        assert_eq!(paths, ["new"], "{kind}");
+        assert_eq!(fingerprint(outside.path()), before, "{kind}");
+    }
+}
+
+#[test]
+fn links_that_are_swapped_in_during_a_scan_lead_nowhere() {
+    // Given a guest that keeps swapping a directory, and a file, for links to a secret.
+    let (repo, outside) = (repository(), tempfile::tempdir().unwrap());
+    put(outside.path(), "b", "SECRET");
+    put(outside.path(), "e/c", "SECRET");
+    let guest = prepare(&request(repo.path())).unwrap();
+    put(guest.path(), "d/b", "changed\n");
+    let (dir, aside, trap) =
+        (guest.path().join("d"), guest.path().join(".git/aside"), guest.path().join(".git/trap"));
+    symlink(outside.path(), &trap).unwrap();
+    let stop = AtomicBool::new(false);
+    let scans = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = std::fs::rename(&dir, &aside);
+                let _ = std::fs::rename(&trap, &dir);
+                let _ = std::fs::rename(&dir, &trap);
+                let _ = std::fs::rename(&aside, &dir);
+            }
+        });
+        let scratch = tempfile::tempdir().unwrap();
+        let export = Export::new(repo.path(), "HEAD", scratch.path()).unwrap();
+        let mut done = (0, 0);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        while std::time::Instant::now() < end {
+            let spec = ScanSpec {
+                root: ByteString::from(guest.path().as_os_str().to_owned()),
+                object_format: "sha1".into(),
+                max_bytes: 1 << 20,
+            };
+            let mut records = Vec::new();
+            let listing = export.base_listing().unwrap();
+            // Whether it was whole or changed under way: nothing from outside is in it.
+            match banger_agent::scan::scan(guest.path(), &spec, listing, &mut records) {
+                Ok(_) => done.0 += 1,
+                Err(_) => done.1 += 1,
+            }
+            assert!(!records.windows(6).any(|w| w == b"SECRET"));
+        }
+        stop.store(true, Ordering::Relaxed);
+        done
+    });
+    assert!(scans.0 + scans.1 > 20, "{scans:?}");
 }
