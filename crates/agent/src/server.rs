@@ -16,18 +16,6 @@ use tokio::runtime::{Handle, Runtime};
 use crate::port::Port;
 use crate::{archive, boot, exec, scan};
 
-const CAPABILITIES: [&str; 10] = [
-    "hello",
-    "exec",
-    "unpack",
-    "pack",
-    "scan",
-    "set_time",
-    "add_entropy",
-    "configure_network",
-    "sync",
-    "shutdown",
-];
 /// The clock is stepped when it is further away than this from the host's.
 const CLOCK_TOLERANCE_NS: u64 = 1_000_000_000;
 /// What follows the first answer at once, usually the user's command, goes before the late modules.
@@ -182,7 +170,7 @@ impl Agent {
         Ok(Reply::Hello(AgentHello {
             version: VERSION,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            capabilities: Request::NAMES.iter().copied().map(str::to_owned).collect(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             boot_id: boot_id.trim_end().to_owned(),
             init: boot::init_kind(),

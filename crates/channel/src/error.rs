@@ -32,6 +32,17 @@ pub enum ChannelError {
     /// A message that is none of ours, in either direction.
     #[error("a message on the agent channel cannot be read: {0}")]
     Malformed(String),
+    /// The agent speaks another major version of the protocol.
+    #[error("{0}")]
+    Incompatible(String),
+    /// The agent is older than this request.
+    #[error("the agent in the guest ({agent}) is older than this banger and does not know '{request}'")]
+    TooOld {
+        /// The request's name.
+        request: &'static str,
+        /// The agent's build version.
+        agent: String,
+    },
     /// No more streams fit in this session.
     #[error("the agent channel already carries {0} streams")]
     TooManyStreams(usize),
@@ -46,6 +57,10 @@ impl From<ChannelError> for Error {
                 .with_hint("banger vm logs NAME shows the guest's console"),
             ChannelError::TooManyStreams(_) => {
                 Self::new(ErrorCode::Busy, message).with_hint("try again when a command has ended")
+            }
+            ChannelError::Incompatible(_) | ChannelError::TooOld { .. } => {
+                Self::new(ErrorCode::Unsupported, message)
+                    .with_hint("'banger vm restart NAME' boots it with this banger's agent")
             }
             ChannelError::Reset => Self::new(ErrorCode::Cancelled, message),
             ChannelError::Ended | ChannelError::Violation(_) | ChannelError::Malformed(_) => {

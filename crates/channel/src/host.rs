@@ -2,12 +2,15 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
+use banger_model::ErrorCode;
 use banger_protocol::agent::frame::{ACK_MAGIC, Kind, Lane, Nonce, flush_and_sync, token};
-use banger_protocol::agent::{Control, ExitStatus, Reply, Request, decode, encode};
+use banger_protocol::agent::{
+    AgentHello, Control, ExitStatus, HostHello, Reply, Request, VERSION, decode, encode,
+};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -38,6 +41,8 @@ struct Shared {
     next: AtomicU32,
     over: watch::Receiver<Option<ChannelError>>,
     tasks: [AbortHandle; 2],
+    /// What the agent said of itself.
+    agent: OnceLock<AgentHello>,
 }
 
 impl Drop for Shared {
@@ -109,9 +114,42 @@ impl Session {
             }
         });
         let tasks = [writer.abort_handle(), reader.abort_handle()];
-        Ok(Self {
-            shared: Arc::new(Shared { mux, token: token(&nonce), next: AtomicU32::new(1), over, tasks }),
-        })
+        let (token, next, agent) = (token(&nonce), AtomicU32::new(1), OnceLock::new());
+        Ok(Self { shared: Arc::new(Shared { mux, token, next, over, tasks, agent }) })
+    }
+
+    /// Exchanges introductions. An agent of another minor version is spoken to as far as it goes: from here on a
+    /// request that it did not announce is refused before it is sent.
+    ///
+    /// # Errors
+    /// [`ChannelError::Incompatible`] when the agent is of another major version.
+    pub async fn hello(&self, unix_ns: i64, entropy: Vec<u8>) -> Result<AgentHello, ChannelError> {
+        let apart = |theirs: String| {
+            let message = format!("the agent in the guest speaks protocol {theirs}, this banger {VERSION}");
+            ChannelError::Incompatible(message)
+        };
+        match self.call(&Request::Hello(HostHello { version: VERSION, unix_ns, entropy })).await {
+            Ok(Reply::Hello(agent)) if agent.version.major == VERSION.major => {
+                Ok(self.shared.agent.get_or_init(|| agent).clone())
+            }
+            Ok(Reply::Hello(agent)) => Err(apart(agent.version.to_string())),
+            Ok(_) => Err(ChannelError::Violation("a hello was answered with something else")),
+            // An agent refuses a host of another major too, in a sentence of its own.
+            Err(ChannelError::Guest { code: ErrorCode::Unsupported, message }) => {
+                Err(apart(format!("of another version ('{message}')")))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Refuses what the agent does not know.
+    fn knows(&self, request: &Request) -> Result<(), ChannelError> {
+        match self.shared.agent.get() {
+            Some(agent) if !agent.capabilities.iter().any(|name| name == request.name()) => {
+                Err(ChannelError::TooOld { request: request.name(), agent: agent.agent.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Begins a stream. Its first message, data or end tells how the guest took the request.
@@ -119,6 +157,7 @@ impl Session {
     /// # Errors
     /// When the session is over or carries too many streams.
     pub async fn open(&self, req: &Request) -> Result<(StreamSender, StreamReceiver), ChannelError> {
+        self.knows(req)?;
         let request = encode(req).map_err(ChannelError::Malformed)?;
         if request.len() > banger_protocol::agent::frame::MAX_PAYLOAD {
             return Err(ChannelError::Malformed(format!("the request has {} bytes", request.len())));

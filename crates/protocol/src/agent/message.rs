@@ -49,6 +49,39 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The names of all requests: what an agent of this version announces in [`AgentHello::capabilities`].
+    pub const NAMES: &[&str] = &[
+        "hello",
+        "exec",
+        "unpack",
+        "pack",
+        "scan",
+        "set_time",
+        "add_entropy",
+        "configure_network",
+        "sync",
+        "shutdown",
+    ];
+
+    /// Its name, as it is on the wire.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Exec(_) => "exec",
+            Self::Unpack(_) => "unpack",
+            Self::Pack { .. } => "pack",
+            Self::Scan(_) => "scan",
+            Self::SetTime { .. } => "set_time",
+            Self::AddEntropy { .. } => "add_entropy",
+            Self::ConfigureNetwork(_) => "configure_network",
+            Self::Sync => "sync",
+            Self::Shutdown { .. } => "shutdown",
+        }
+    }
+}
+
 /// What the host may say within an exec stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -15,5 +15,5 @@ pub use message::{
     ScanSummary, ShutdownMode, TermSize, UnpackSpec, decode, encode,
 };
 
-/// This protocol's version.
-pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
+/// This protocol's version. 1.1: a scan says where a submodule changed and which repositories it left out.
+pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
