@@ -11,6 +11,7 @@ mod doctor;
 pub mod embedded;
 mod exec;
 mod fault;
+mod migrations;
 mod op;
 mod operations;
 mod startup;
@@ -24,6 +25,7 @@ use std::io::Write;
 use banger_model::{Error, ErrorCode, Result};
 use banger_protocol::api::ErrorBody;
 
+pub use crate::migrations::check_migrations;
 pub use crate::steps::steps;
 
 use crate::daemon::Daemon;

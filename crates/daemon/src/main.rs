@@ -17,12 +17,24 @@ struct Arguments {
     /// Print the names of all steps of all operations, and end. For tests: see CONTRIBUTING.md, "Fault points".
     #[arg(long)]
     list_steps: bool,
+    /// Say what a start would do to the database, touch nothing, and end: 0 when it can be used, 1 when not.
+    #[arg(long)]
+    check_migrations: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.list_steps {
-        return print_steps();
+        return print(&banger_daemon::steps().iter().map(|step| format!("{step}\n")).collect::<String>());
+    }
+    if arguments.check_migrations {
+        return match banger_daemon::check_migrations(|key| std::env::var_os(key)) {
+            Ok(text) => print(&text),
+            Err(error) => {
+                let hint = error.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+                complain(format!("{error}{hint}"))
+            }
+        };
     }
     let ready = match arguments.ready_fd.map(inherited).transpose() {
         Ok(ready) => ready,
@@ -34,8 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn print_steps() -> ExitCode {
-    let text: String = banger_daemon::steps().iter().map(|step| format!("{step}\n")).collect();
+fn print(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(error),

@@ -82,9 +82,10 @@ impl Making {
             if path.exists() {
                 // It may have been given more room while it was off. One that is larger than it should be stays so.
                 let now = std::fs::metadata(&path).map_err(|e| failed("look at", &path, &e))?.len();
-                return Ok(if now < size.0 {
-                    VmDisk::extend(&path, size, purpose)?
-                });
+                if now < size.0 {
+                    VmDisk::extend(&path, size, purpose)?;
+                }
+                return Ok(());
             }
             if let Some(dir) = path.parent() {
                 make_dir(dir)?;
