@@ -31,9 +31,6 @@ pub enum WorkspaceError {
         /// The mode asked for.
         mode: banger_model::WorkspaceMode,
     },
-    /// A mode that is not there yet.
-    #[error("workspace mode {0} is not supported yet")]
-    Mode(banger_model::WorkspaceMode),
     /// `from` without `branch`.
     #[error("a starting point ('{0}') was given without a new branch to start there")]
     FromWithoutBranch(String),
@@ -233,7 +230,7 @@ impl WorkspaceError {
             | Self::FromWithoutBranch(_)
             | Self::BranchName(_)
             | Self::Special(_) => ErrorCode::InvalidArgument,
-            Self::Submodule { .. } | Self::SubmoduleChanged(_) | Self::NeedsFilter(_) | Self::Mode(_) => {
+            Self::Submodule { .. } | Self::SubmoduleChanged(_) | Self::NeedsFilter(_) => {
                 ErrorCode::Unsupported
             }
             Self::TouchedHere { .. } | Self::CannotMerge { .. } | Self::InTheWay(_) => ErrorCode::Conflict,
@@ -258,8 +255,9 @@ impl WorkspaceError {
             Self::NotTrusted(path) => {
                 return Some(format!("git config --global --add safe.directory {}", show(path)));
             }
-            Self::Submodule { .. } => "name the submodule's own directory to work on it alone",
-            Self::Mode(_) => "use --mode shallow_overlay",
+            Self::Submodule { .. } => {
+                "--mode full_copy takes submodules along; or name the submodule's own directory to work on it alone"
+            }
             Self::FromWithoutBranch(_) => "add --branch NAME",
             Self::BranchName(_) => "see git help check-ref-format for what a name may hold",
             Self::Revision { .. } => "git log --oneline --all shows what is there",

@@ -101,6 +101,11 @@ impl Git {
         self
     }
 
+    /// Who may no longer want an answer.
+    pub(crate) fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
     /// The same with another working tree.
     pub(crate) fn work_tree(mut self, work_tree: &Path) -> Self {
         self.cwd = work_tree.to_owned();

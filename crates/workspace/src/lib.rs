@@ -9,6 +9,7 @@ pub mod capture;
 mod error;
 pub mod export;
 mod git;
+mod settings;
 mod source;
 mod watch;
 

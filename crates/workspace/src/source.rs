@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::git::Git;
-use crate::{Result, WorkspaceError};
+use crate::{Cancel, Result, WorkspaceError};
 
 /// The most bytes of a listing of one tree or index.
 pub(crate) const LISTING_CAP: u64 = 2 << 30;
@@ -20,6 +20,8 @@ pub(crate) struct Source {
     pub(crate) top: PathBuf,
     /// Its git directory, absolute; for a linked worktree that worktree's own.
     pub(crate) git_dir: PathBuf,
+    /// What all its worktrees share: objects, refs, settings.
+    pub(crate) common_dir: PathBuf,
     /// `sha1` or `sha256`.
     pub(crate) object_format: String,
     /// git on it.
@@ -29,6 +31,11 @@ pub(crate) struct Source {
 impl Source {
     /// The repository that `path` is in.
     pub(crate) fn find(path: &Path) -> Result<Self> {
+        Self::find_watching(path, &Cancel::never())
+    }
+
+    /// The same, given up when the caller no longer wants it; so are all later calls of git.
+    pub(crate) fn find_watching(path: &Path, cancel: &Cancel) -> Result<Self> {
         let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
                 WorkspaceError::NoSuchPath(path.to_owned())
@@ -36,7 +43,7 @@ impl Source {
             _ => WorkspaceError::io("look at", path, e),
         })?;
         let dir = if meta.is_dir() { path } else { path.parent().unwrap_or(Path::new("/")) };
-        let git = Git::discover(dir);
+        let git = Git::discover(dir).watching(cancel);
         let facts = git
             .output(
                 &["rev-parse", "--is-bare-repository", "--is-inside-work-tree", "--show-object-format"],
@@ -52,8 +59,9 @@ impl Source {
         }
         let top = path_of(git.line(&["rev-parse", "--show-toplevel"])?);
         let git_dir = path_of(git.line(&["rev-parse", "--absolute-git-dir"])?);
-        let git = Git::at(&git_dir, &top);
-        Ok(Self { top, git_dir, object_format: object_format.to_owned(), git })
+        let common_dir = path_of(git.line(&["rev-parse", "--path-format=absolute", "--git-common-dir"])?);
+        let git = Git::at(&git_dir, &top).watching(cancel);
+        Ok(Self { top, git_dir, common_dir, object_format: object_format.to_owned(), git })
     }
 
     /// Where git keeps `name` for this working tree (its own or the common directory).
@@ -92,12 +100,6 @@ impl Source {
             }
             value
         }))
-    }
-
-    /// Whether it is a partial clone: objects may be missing that only a remote has.
-    pub(crate) fn is_partial(&self) -> Result<bool> {
-        let names = r"^(extensions\.partialclone|remote\..*\.promisor)$";
-        Ok(self.git.query(&["config", "-z", "--get-regexp", names], 1 << 16)?.is_some())
     }
 
     /// The id of the tree without entries.

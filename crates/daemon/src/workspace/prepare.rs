@@ -8,7 +8,8 @@ use banger_model::{Error, ErrorCode, Result, VmId, Workspace};
 use banger_protocol::agent::{Request, UnpackSpec};
 use banger_protocol::api::{PreparePlan, PrepareRequest};
 use banger_workspace::apply::Copied;
-use banger_workspace::capture::{self, Capture};
+use banger_workspace::Cancel;
+use banger_workspace::capture::{self, Capture, Options};
 use tempfile::TempDir;
 use tokio_util::io::SyncIoBridge;
 
@@ -30,7 +31,7 @@ impl Workspaces {
     /// Whatever is wrong with the repository or the request.
     pub(crate) async fn preflight(&self, request: &PrepareRequest) -> Result<PreparePlan> {
         let request = request.clone();
-        blocking(move || Ok(capture::plan(&request)?)).await
+        blocking(move || Ok(capture::plan(&request, &Cancel::never())?)).await
     }
 
     /// Packs a repository while something else (a boot) goes on; both are always finished.
@@ -61,7 +62,9 @@ impl Workspaces {
         let (request, scratch, op) = (request.clone(), self.scratch(op)?, op.clone());
         blocking(move || {
             op.check()?;
-            let capture = Capture::open(&request, scratch.path())?;
+            let token = op.cancel_token().clone();
+            let options = Options { cancel: Cancel::new(move || token.is_cancelled()), ..Options::default() };
+            let capture = Capture::open(&request, scratch.path(), &options)?;
             Ok(Packed { capture, _scratch: scratch })
         })
         .await
@@ -85,13 +88,13 @@ impl Workspaces {
         let unpack = UnpackSpec { dest: plan.guest_path.as_str().into(), must_be_empty: true };
         let (sender, receiver) = agent.open(&Request::Unpack(unpack)).await?;
         let writer = Cancellable::new(sender.writer(), op.cancel_token());
-        let token = op.cancel_token().clone();
         let began = SystemTime::now();
         let write = blocking(move || {
             let mut bridge = SyncIoBridge::new(writer);
-            let captured = packed.capture.write_tar(&mut bridge, &|| token.is_cancelled())?;
+            let Packed { capture, _scratch: scratch } = packed;
+            let captured = capture.write_tar(&mut bridge)?;
             bridge.shutdown().map_err(|e| Error::new(ErrorCode::GuestFailed, e.to_string()))?;
-            Ok((captured, packed))
+            Ok((captured, scratch))
         });
         let (written, answer) = tokio::join!(write, receiver.reader().reply());
         op.check()?;
@@ -101,7 +104,7 @@ impl Workspaces {
             Err(broken) => return Err(written.err().unwrap_or_else(|| broken.into())),
             Ok(_) => {}
         }
-        let (captured, _packed) = written?;
+        let (captured, _scratch) = written?;
         let workspace = Workspace {
             guest_path: captured.plan.guest_path.clone(),
             source_path: captured.plan.source_path.clone(),

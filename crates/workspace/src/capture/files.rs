@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use banger_model::ByteString;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
@@ -16,10 +16,12 @@ use rustix::io::Errno;
 
 use super::index::Stamp;
 use super::tarball::Tarball;
-use crate::{Result, WorkspaceError};
+use crate::{Cancel, Result, WorkspaceError};
 
 /// Files up to this are read whole before they are sent, so that a retry costs nothing.
 const SMALL: u64 = 1 << 20;
+/// At most so long is a tick of the kernel's clock, twice over.
+const TICK: Duration = Duration::from_millis(20);
 /// How often a file that changes is read again.
 const TRIES: u32 = 4;
 
@@ -52,6 +54,17 @@ impl Found {
     /// The modification time as the tar stream says it: whole seconds, none before 1970.
     pub(crate) fn mtime(&self) -> u64 {
         u64::try_from(self.stamp.mtime.0).unwrap_or(0)
+    }
+
+    /// Whether a change after `now`, when it was read, could leave this very state: a file's change time may
+    /// be older than the moment of the change by a tick of the kernel's clock.
+    pub(crate) fn is_unsure(&self, now: SystemTime) -> bool {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let changed = Duration::new(
+            u64::try_from(self.stamp.ctime.0).unwrap_or(0),
+            u32::try_from(self.stamp.ctime.1).unwrap_or(0),
+        );
+        changed + TICK >= now
     }
 
     fn of(stat: &Stat) -> Self {
@@ -116,19 +129,18 @@ impl Tree {
         }
     }
 
-    /// Writes what is at `path` as one entry; returns the state that was sent. A file that changes
+    /// Writes what is at `path` as one entry called `name`; returns the state that was sent. A file that changes
     /// meanwhile is sent again; the last entry of a name is the one that counts.
     pub(crate) fn send<W: Write>(
         &mut self,
         path: &[u8],
+        name: &[u8],
         executable: Option<bool>,
         tar: &mut Tarball<W>,
-        cancelled: &dyn Fn() -> bool,
+        cancel: &Cancel,
     ) -> Result<Found> {
         for attempt in 0..TRIES {
-            if cancelled() {
-                return Err(WorkspaceError::Cancelled);
-            }
+            cancel.check()?;
             if attempt > 0 {
                 // A file that is replaced by rename or rewritten is whole again in a moment.
                 self.near = None;
@@ -136,36 +148,43 @@ impl Tree {
             }
             let Some(found) = self.look(path)? else { continue };
             let sent = match found.kind {
-                Kind::Link => self.send_link(path, found, tar)?,
+                Kind::Link => self.send_link(path, name, found, tar)?,
                 Kind::File { executable: now } => {
                     let mode = if executable.unwrap_or(now) { 0o755 } else { 0o644 };
-                    self.send_file(path, found, mode, tar, cancelled)?
+                    self.send_file(path, name, found, mode, tar, cancel)?
                 }
                 Kind::Directory => false,
-                Kind::Special => return Err(WorkspaceError::Special(ByteString(path.to_vec()))),
+                Kind::Special => return Err(WorkspaceError::Special(ByteString(name.to_vec()))),
             };
             if sent {
                 return Ok(found);
             }
         }
-        Err(WorkspaceError::Changed(ByteString(path.to_vec())))
+        Err(WorkspaceError::Changed(ByteString(name.to_vec())))
     }
 
-    fn send_link<W: Write>(&mut self, path: &[u8], found: Found, tar: &mut Tarball<W>) -> Result<bool> {
+    fn send_link<W: Write>(
+        &mut self,
+        path: &[u8],
+        name: &[u8],
+        found: Found,
+        tar: &mut Tarball<W>,
+    ) -> Result<bool> {
         let Ok(target) = self.at(path, |dir, name| rustix::fs::readlinkat(dir, name, Vec::new())) else {
             return Ok(false);
         };
-        tar.link(path, target.as_bytes(), found.mtime()).map_err(WorkspaceError::Stream)?;
+        tar.link(name, target.as_bytes(), found.mtime()).map_err(WorkspaceError::Stream)?;
         Ok(self.look(path)? == Some(found))
     }
 
     fn send_file<W: Write>(
         &mut self,
         path: &[u8],
+        name: &[u8],
         found: Found,
         mode: u32,
         tar: &mut Tarball<W>,
-        cancelled: &dyn Fn() -> bool,
+        cancel: &Cancel,
     ) -> Result<bool> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut file = match self.at(path, |dir, name| rustix::fs::openat(dir, name, flags, Mode::empty())) {
@@ -183,13 +202,12 @@ impl Tree {
             (&mut file).take(size + 1).read_to_end(&mut data).map_err(|e| self.failed("read", path, e))?;
             let whole = data.len() as u64 == size && same(&file);
             if whole {
-                tar.file(path, mode, found.mtime(), &data).map_err(WorkspaceError::Stream)?;
+                tar.file(name, mode, found.mtime(), &data).map_err(WorkspaceError::Stream)?;
             }
             return Ok(whole);
         }
-        tar.begin(path, mode, found.mtime(), size).map_err(WorkspaceError::Stream)?;
-        let sent =
-            copy(&mut file, size, tar, cancelled).map_err(|e| e.or(|e| self.failed("read", path, e)))?;
+        tar.begin(name, mode, found.mtime(), size).map_err(WorkspaceError::Stream)?;
+        let sent = copy(&mut file, size, tar, cancel).map_err(|e| e.or(|e| self.failed("read", path, e)))?;
         tar.end(size).map_err(WorkspaceError::Stream)?;
         Ok(sent && same(&file))
     }
@@ -219,13 +237,11 @@ fn copy<W: Write>(
     file: &mut File,
     size: u64,
     tar: &mut Tarball<W>,
-    cancelled: &dyn Fn() -> bool,
+    cancel: &Cancel,
 ) -> Result<bool, Stopped> {
     let (mut buf, mut left, mut whole) = (vec![0; 256 << 10], size, true);
     while left > 0 {
-        if cancelled() {
-            return Err(Stopped::Other(WorkspaceError::Cancelled));
-        }
+        cancel.check().map_err(Stopped::Other)?;
         let want = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let mut n = if whole { file.read(&mut buf[..want]).map_err(Stopped::Reading)? } else { 0 };
         if n == 0 {
@@ -245,13 +261,13 @@ pub(crate) fn send_ours<W: Write>(
     name: &[u8],
     mtime: u64,
     tar: &mut Tarball<W>,
-    cancelled: &dyn Fn() -> bool,
+    cancel: &Cancel,
 ) -> Result<()> {
     let reading = |e| WorkspaceError::io("read", file, e);
     let mut open = File::open(file).map_err(reading)?;
     let size = open.metadata().map_err(reading)?.len();
     tar.begin(name, 0o444, mtime, size).map_err(WorkspaceError::Stream)?;
-    if !copy(&mut open, size, tar, cancelled).map_err(|e| e.or(reading))? {
+    if !copy(&mut open, size, tar, cancel).map_err(|e| e.or(reading))? {
         return Err(reading(io::ErrorKind::UnexpectedEof.into()));
     }
     tar.end(size).map_err(WorkspaceError::Stream)

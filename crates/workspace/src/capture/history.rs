@@ -1,158 +1,202 @@
-//! The commits that go along, and the pack that holds them.
-//!
-//! Owns how deep a copy is. Must never write but to the scratch directory.
+//! The commits that go along: how deep a copy is.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
 
-use super::index::Index;
-use crate::source::{LISTING_CAP, Source, object_id};
+use super::refs::apart;
+use crate::source::{Source, object_id};
+use crate::watch::{Watched, read_regular, unpacked};
 use crate::{Result, WorkspaceError};
 
-/// Generations of commits in a shallow copy.
+/// Generations of commits in a shallow copy, when no merge base needs more.
 pub(crate) const DEPTH: u32 = 10;
+/// Generations that are not exceeded for anything.
+const DEEPEST: u32 = 10_000;
+/// The largest list of cut commits that is read, bytes.
+const CAP: u64 = 256 << 20;
 
-/// A bounded piece of history.
+/// A piece of history.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    /// Where it begins: the commit checked out, then heads of a merge in progress.
-    tips: Vec<String>,
+    /// Where it begins.
+    pub(crate) tips: Vec<String>,
+    /// What it holds when it is bounded, sorted; with everything before them when it is not, nothing.
+    pub(crate) commits: Vec<String>,
     /// Commits whose parents stay behind, sorted.
     pub(crate) shallow: Vec<String>,
-    /// Generations it has.
+    /// Generations it has; when it is not bounded, commits.
     pub(crate) depth: u32,
 }
 
 impl History {
-    /// The commits up to [`DEPTH`] generations from the tips.
-    pub(crate) fn walk(source: &Source, tips: Vec<String>) -> Result<Self> {
-        let cut: HashSet<String> = std::fs::read_to_string(source.git_path("shallow")?)
-            .map(|text| text.lines().map(str::to_owned).collect())
-            .unwrap_or_default();
-        let mut commits = Commits::open(source)?;
-        let mut seen: HashSet<String> = tips.iter().cloned().collect();
-        let (mut shallow, mut level, mut depth) = (Vec::new(), tips.clone(), 0);
-        while !level.is_empty() {
-            depth += 1;
-            let mut next = Vec::new();
-            for commit in level {
-                let parents = if cut.contains(&commit) { None } else { Some(commits.parents(&commit)?) };
-                match parents {
-                    Some(parents) if depth < DEPTH => {
-                        next.extend(parents.into_iter().filter(|p| seen.insert(p.clone())));
-                    }
-                    Some(parents) if parents.is_empty() => {}
-                    _ => shallow.push(commit),
-                }
+    /// Everything before the tips that the source has.
+    pub(crate) fn whole(source: &Source, commit: Option<&str>, tips: Vec<String>) -> Result<Self> {
+        let depth = match commit {
+            Some(commit) => {
+                let out = source.git.line(&["rev-list", "--count", commit, "--"])?;
+                String::from_utf8_lossy(&out).trim().parse().unwrap_or(u32::MAX)
             }
-            level = next;
-        }
-        commits.close()?;
-        shallow.sort();
-        Ok(Self { tips, shallow, depth })
-    }
-
-    /// Writes a pack with its index into `dir`: the commits, their trees and files, and what the
-    /// index refers to beyond them; `objects` takes git's temporary files. Returns whether there was anything to pack.
-    pub(crate) fn pack(
-        &self,
-        source: &Source,
-        index: &Index,
-        staged: &[String],
-        dir: &Path,
-        objects: &Path,
-    ) -> Result<bool> {
-        let mut ids: Vec<String> = staged.to_vec();
-        ids.extend(index.entries().filter(|e| e.stage() > 0 && !e.is_submodule()).map(|e| hex(e.id)));
-        if self.tips.is_empty() && ids.is_empty() {
-            return Ok(false);
-        }
-        let base = dir.join("pack");
-        let Some(base) = base.to_str() else {
-            return Err(WorkspaceError::io(
-                "name a pack in",
-                dir,
-                std::io::ErrorKind::InvalidFilename.into(),
-            ));
+            None => 0,
         };
-        let mut args = vec!["pack-objects", "-q", "--revs", "--window=0", "--compression=1"];
-        if source.is_partial()? {
-            args.push("--missing=allow-any");
+        let shallow = cut(source)?.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        Ok(Self { tips, commits: Vec::new(), shallow, depth })
+    }
+
+    /// [`DEPTH`] generations from the tips, and more until `commit` and each other tip have their
+    /// merge base, and as many commits on either side as in the source. `guest` are commits that
+    /// the guest has from an earlier time, `cut_there` those of them without their parents.
+    pub(crate) fn bounded(
+        source: &Source,
+        commit: Option<&str>,
+        tips: Vec<String>,
+        guest: &[String],
+        cut_there: &[String],
+    ) -> Result<Self> {
+        let cut = cut(source)?;
+        let mut graph = Graph::new(source, &tips, &cut)?;
+        let mut want = DEPTH;
+        loop {
+            graph.grow_to(want)?;
+            if graph.next.is_empty() || want >= DEEPEST {
+                break;
+            }
+            let mut is_enough = true;
+            for tip in tips.iter().filter(|_| commit.is_some()) {
+                is_enough = is_enough && graph.joins(commit.unwrap_or_default(), tip)?;
+            }
+            if is_enough {
+                break;
+            }
+            want *= 2;
         }
-        args.extend(["--end-of-options", base]);
-        // git makes even its temporary files in the object directory.
-        let git = source.writing_to(objects)?;
-        git.feed(&args, 1 << 16, |pipe| {
-            let mut text = String::new();
-            for commit in &self.shallow {
-                text.extend(["--shallow ", commit, "\n"]);
-            }
-            for id in self.tips.iter().chain(&ids) {
-                text.extend([id, "\n"]);
-            }
-            pipe.write_all(text.as_bytes()).map_err(|e| WorkspaceError::io("write to git in", &source.top, e))
-        })?;
-        Ok(true)
+        let depth = graph.depth;
+        let mut parents = graph.close()?;
+        for commit in guest {
+            parents.entry(commit.clone()).or_insert_with(|| match cut_there.contains(commit) {
+                // Whether they are here is not known any more.
+                true => vec![String::new()],
+                false => Vec::new(),
+            });
+        }
+        let is_cut = |(id, above): &(&String, &Vec<String>)| {
+            cut.contains(*id) || above.iter().any(|parent| !parents.contains_key(parent))
+        };
+        let shallow = parents.iter().filter(is_cut).map(|(id, _)| id.clone()).collect();
+        Ok(Self { tips, commits: parents.keys().cloned().collect(), shallow, depth })
     }
 }
 
-/// The contents staged in the index that `commit` (none: no commit yet) does not have.
-pub(crate) fn staged(
-    source: &Source,
-    index_file: &Path,
-    commit: Option<&str>,
-    index: &Index,
-) -> Result<Vec<String>> {
-    let Some(commit) = commit else {
-        let plain = index.entries().filter(|e| e.stage() == 0 && !e.is_intent_to_add() && !e.is_submodule());
-        return Ok(plain.map(|e| hex(e.id)).collect());
-    };
-    let args = ["diff-index", "--cached", "--raw", "-z", "--no-renames", "--no-abbrev", commit, "--"];
-    let out = source.git.clone().index(index_file).output(&args, LISTING_CAP)?;
-    let fields = out.split(|b| *b == 0).filter(|f| f.starts_with(b":"));
-    let mut ids = Vec::new();
-    for field in fields {
-        let words: Vec<&[u8]> = field.split(|b| *b == b' ').collect();
-        // A path may begin with a colon too; it does not have these five words.
-        if let [_, mode, _, new, status] = words[..]
-            && mode != b"160000"
-            && matches!(status, b"A" | b"M" | b"T")
-            && let Some(id) = object_id(new)
-        {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
+/// The commits whose parents the source does not have.
+fn cut(source: &Source) -> Result<HashSet<String>> {
+    let text = read_regular(&source.common_dir.join("shallow"), CAP)?.unwrap_or_default();
+    Ok(text.split(|b| *b == b'\n').filter_map(object_id).collect())
 }
 
-/// Bytes as hexadecimal text.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
-        let _ = write!(out, "{b:02x}");
-        out
-    })
+/// Commits and their parents, a generation at a time.
+struct Graph<'a> {
+    commits: Commits<'a>,
+    cut: &'a HashSet<String>,
+    parents: HashMap<String, Vec<String>>,
+    /// The next generation.
+    next: Vec<String>,
+    seen: HashSet<String>,
+    depth: u32,
+    /// Sides that were counted in the source.
+    apart: HashMap<String, Option<(u64, u64)>>,
+}
+
+impl<'a> Graph<'a> {
+    fn new(source: &'a Source, tips: &[String], cut: &'a HashSet<String>) -> Result<Self> {
+        let seen: HashSet<String> = tips.iter().cloned().collect();
+        Ok(Self {
+            commits: Commits::open(source)?,
+            cut,
+            parents: HashMap::new(),
+            next: seen.iter().cloned().collect(),
+            seen,
+            depth: 0,
+            apart: HashMap::new(),
+        })
+    }
+
+    fn grow_to(&mut self, depth: u32) -> Result<()> {
+        while self.depth < depth && !self.next.is_empty() {
+            self.depth += 1;
+            for commit in std::mem::take(&mut self.next) {
+                let above = match self.cut.contains(&commit) {
+                    true => Vec::new(),
+                    false => self.commits.parents(&commit)?,
+                };
+                self.next.extend(above.iter().filter(|p| self.seen.insert((*p).clone())).cloned());
+                self.parents.insert(commit, above);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the two have here what they have in the source: a commit in common, if any, and as
+    /// many on either side.
+    fn joins(&mut self, one: &str, other: &str) -> Result<bool> {
+        if one == other {
+            return Ok(true);
+        }
+        let there = match self.apart.get(other) {
+            Some(there) => *there,
+            None => {
+                let there = apart(self.commits.source, one, other)?;
+                self.apart.insert(other.to_owned(), there);
+                there
+            }
+        };
+        let (ours, theirs) = (self.reach(one), self.reach(other));
+        let common = ours.intersection(&theirs).count();
+        let here = ((ours.len() - common) as u64, (theirs.len() - common) as u64);
+        if there.is_none_or(|there| there != here) {
+            return Ok(there.is_none());
+        }
+        let base = ["merge-base", one, other];
+        Ok(common > 0 || self.commits.source.git.query(&base, 1 << 12)?.is_none())
+    }
+
+    fn reach(&self, from: &str) -> HashSet<&str> {
+        let mut found = HashSet::new();
+        let mut ahead: Vec<&str> =
+            self.parents.get_key_value(from).map(|(id, _)| &**id).into_iter().collect();
+        while let Some(commit) = ahead.pop() {
+            if found.insert(commit) {
+                let above = self.parents.get(commit).into_iter().flatten();
+                ahead.extend(above.filter(|p| self.parents.contains_key(*p)).map(String::as_str));
+            }
+        }
+        found
+    }
+
+    fn close(self) -> Result<BTreeMap<String, Vec<String>>> {
+        self.commits.close()?;
+        Ok(self.parents.into_iter().collect())
+    }
 }
 
 /// One `git cat-file --batch` that is asked for commits.
 struct Commits<'a> {
     source: &'a Source,
     run: crate::git::Running,
-    out: BufReader<std::process::ChildStdout>,
+    out: BufReader<Watched<std::process::ChildStdout>>,
 }
 
 impl<'a> Commits<'a> {
     fn open(source: &'a Source) -> Result<Self> {
         let mut run = source.git.converse(&["cat-file", "--batch"])?;
-        let out = run.child.stdout.take().ok_or_else(|| odd(source))?;
-        Ok(Self { source, run, out: BufReader::new(out) })
+        let out = run.child.stdout.take().ok_or_else(|| source.git.odd("cat-file"))?;
+        let out = BufReader::new(run.watched(out));
+        Ok(Self { source, run, out })
     }
 
     fn parents(&mut self, commit: &str) -> Result<Vec<String>> {
-        let body =
-            self.body(commit).map_err(|e| WorkspaceError::io("read commits in", &self.source.top, e))?;
-        let header = body.ok_or_else(|| odd(self.source))?;
+        let body = self
+            .body(commit)
+            .map_err(|e| unpacked(e, |e| WorkspaceError::io("read commits in", &self.source.top, e)))?;
+        let header = body.ok_or_else(|| self.source.git.odd("cat-file"))?;
         let lines = header.split(|b| *b == b'\n').take_while(|line| !line.is_empty());
         Ok(lines.filter_map(|line| object_id(line.strip_prefix(b"parent ")?)).collect())
     }
@@ -172,8 +216,4 @@ impl<'a> Commits<'a> {
     fn close(self) -> Result<()> {
         self.run.finish()
     }
-}
-
-fn odd(source: &Source) -> WorkspaceError {
-    WorkspaceError::GitAnswer { verb: "cat-file".into(), repository: source.top.clone() }
 }

@@ -11,6 +11,8 @@ use sha2::Sha256;
 
 /// An entry's fields before the object id: ten 32-bit words.
 const STAT_LEN: usize = 40;
+/// Room for a checksum.
+const SUM: usize = 32;
 const EXTENDED: u16 = 0x4000;
 const INTENT_TO_ADD: u16 = 0x2000;
 /// `S_IFGITLINK`: a submodule.
@@ -95,7 +97,9 @@ impl Index {
     /// Reads an index that git has just written; `None` when it is not understood.
     pub(crate) fn read(file: &Path, object_format: &str) -> io::Result<Option<Self>> {
         let mut raw = Vec::new();
-        std::fs::File::open(file)?.read_to_end(&mut raw)?;
+        let mut open = std::fs::File::open(file)?;
+        raw.reserve_exact(usize::try_from(open.metadata()?.len()).unwrap_or(0) + SUM);
+        open.read_to_end(&mut raw)?;
         Ok(Self::parse(raw, if object_format == "sha256" { 32 } else { 20 }))
     }
 
@@ -147,32 +151,33 @@ impl Index {
         }
     }
 
-    /// A copy whose stat fields say nothing, so that git will look at every file; but for the size:
-    /// git takes a file of another size for modified before it thinks of line ends and filters.
-    pub(crate) fn forgetful(&self) -> ForGuest {
-        let mut raw = self.raw.clone();
-        for start in &self.starts {
-            raw[*start..*start + 24].fill(0);
-            raw[*start + 28..*start + 36].fill(0);
-        }
-        ForGuest { raw, starts: self.starts.clone(), id_len: self.id_len }
+    /// Makes the nth entry's stat fields say nothing, so that git will look at the file; but for the
+    /// size: git takes a file of another size for modified before it thinks of line ends and filters.
+    pub(crate) fn forget(&mut self, n: usize) {
+        let start = self.starts[n];
+        self.raw[start..start + 24].fill(0);
+        self.raw[start + 28..start + 36].fill(0);
     }
-}
 
-/// The index as the guest gets it.
-#[derive(Debug)]
-pub(crate) struct ForGuest {
-    raw: Vec<u8>,
-    starts: Vec<usize>,
-    id_len: usize,
-}
-
-impl ForGuest {
     /// The nth entry's file, with this modification time (seconds) and size, is the object.
-    pub(crate) fn vouch(&mut self, n: usize, mtime: u64, size: u64) {
+    pub(crate) fn vouch(&mut self, n: usize, mtime: u32, size: u64) {
+        self.forget(n);
         let at = self.starts[n];
-        self.raw[at + 8..at + 12].copy_from_slice(&low(mtime).to_be_bytes());
+        self.raw[at + 8..at + 12].copy_from_slice(&mtime.to_be_bytes());
         self.raw[at + 36..at + 40].copy_from_slice(&low(size).to_be_bytes());
+    }
+
+    /// A digest of what is staged, whatever the state of the files: of the output of
+    /// `git ls-files -s -z`.
+    pub(crate) fn digest(&self) -> String {
+        let mut sum = Sha256::new();
+        for entry in self.entries() {
+            let line = format!("{:06o} {} {}\t", entry.word(6), super::pack::hex(entry.id), entry.stage());
+            sum.update(line.as_bytes());
+            sum.update(entry.path);
+            sum.update([0]);
+        }
+        super::pack::hex(&sum.finalize())
     }
 
     /// The file's bytes, with their checksum.

@@ -4,15 +4,17 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::support::{commit, git, prepare, put, repository, request, status};
-use banger_model::{ErrorCode, WorkspaceMode};
+use banger_model::ErrorCode;
 use banger_protocol::api::PrepareRequest;
-use banger_workspace::capture::{Capture, plan};
+use banger_workspace::Cancel;
+use banger_workspace::capture::{Capture, Options, plan};
 use banger_workspace::export::Export;
 
 fn code(request: &PrepareRequest) -> ErrorCode {
     let scratch = tempfile::tempdir().unwrap();
-    let error: banger_model::Error = Capture::open(request, scratch.path()).unwrap_err().into();
-    let planned: banger_model::Error = plan(request).unwrap_err().into();
+    let error: banger_model::Error =
+        Capture::open(request, scratch.path(), &Options::default()).unwrap_err().into();
+    let planned: banger_model::Error = plan(request, &Cancel::never()).unwrap_err().into();
     assert_eq!(planned.code, error.code);
     error.code
 }
@@ -38,12 +40,6 @@ fn what_cannot_be_copied_is_refused_with_its_code() {
     assert_eq!(code(&from(Some("@{-1}"), None)), ErrorCode::InvalidArgument);
     assert_eq!(code(&from(Some("b"), Some("nowhere"))), ErrorCode::NotFound);
     assert_eq!(code(&from(Some("b"), Some("--all"))), ErrorCode::NotFound);
-    for mode in [WorkspaceMode::FullCopy, WorkspaceMode::MetadataOnly] {
-        assert_eq!(
-            code(&PrepareRequest { mode: Some(mode), ..request(repo.path()) }),
-            ErrorCode::Unsupported
-        );
-    }
     let scratch = tempfile::tempdir().unwrap();
     let gone = Export::new(repo.path(), "nowhere", scratch.path()).unwrap_err();
     assert_eq!(banger_model::Error::from(gone).code, ErrorCode::NotFound);
@@ -54,7 +50,8 @@ fn a_submodule_is_refused_by_its_path_and_works_alone() {
     let (repo, inner) = (repository(), repository());
     git(repo.path(), &["submodule", "add", "-q", inner.path().to_str().unwrap(), "sub"]);
     let scratch = tempfile::tempdir().unwrap();
-    let error: banger_model::Error = Capture::open(&request(repo.path()), scratch.path()).unwrap_err().into();
+    let error: banger_model::Error =
+        Capture::open(&request(repo.path()), scratch.path(), &Options::default()).unwrap_err().into();
     assert_eq!(error.code, ErrorCode::Unsupported);
     assert!(error.message.contains("'sub'") && error.hint.is_some(), "{error}");
     let guest = prepare(&request(&repo.path().join("sub"))).unwrap();
@@ -66,7 +63,7 @@ fn any_path_inside_means_the_whole_repository() {
     let repo = repository();
     let top = repo.path().canonicalize().unwrap();
     for path in ["d/e", "d/e/c"] {
-        let plan = plan(&request(&repo.path().join(path))).unwrap();
+        let plan = plan(&request(&repo.path().join(path)), &Cancel::never()).unwrap();
         assert_eq!(Path::new(plan.source_path.as_os_str()), top);
         assert_eq!((plan.files.len(), plan.depth, plan.skipped_untracked), (5, 1, 0));
     }
@@ -176,16 +173,29 @@ fn a_file_that_changes_or_goes_away_is_an_error_by_name() {
     let repo = repository();
     put(repo.path(), "big", vec![7; 3 << 20]);
     commit(repo.path(), "big");
-    let scratch = tempfile::tempdir().unwrap();
-    let capture = Capture::open(&request(repo.path()), scratch.path()).unwrap();
+    let open = |cancel: Cancel| {
+        let scratch = tempfile::tempdir().unwrap();
+        let options = Options { cancel, ..Options::default() };
+        (Capture::open(&request(repo.path()), scratch.path(), &options), scratch)
+    };
+    let (capture, _scratch) = open(Cancel::never());
     let meddler = Meddler { passed: 0, file: &repo.path().join("big") };
-    let error: banger_model::Error = capture.write_tar(meddler, &|| false).unwrap_err().into();
+    let error: banger_model::Error = capture.unwrap().write_tar(meddler).unwrap_err().into();
     assert_eq!((error.code, error.message.contains("'big'")), (ErrorCode::Busy, true), "{error}");
 
+    // Given one that goes away between the look and the sending.
+    let (capture, _scratch) = open(Cancel::never());
     std::fs::remove_file(repo.path().join("d/b")).unwrap();
-    let error: banger_model::Error = capture.write_tar(Vec::new(), &|| false).unwrap_err().into();
+    let error: banger_model::Error = capture.unwrap().write_tar(Vec::new()).unwrap_err().into();
     assert!(error.message.contains("'d/b'"), "{error}");
 
-    let error: banger_model::Error = capture.write_tar(Vec::new(), &|| true).unwrap_err().into();
+    // And a caller that no longer wants it, at once or later.
+    let (capture, _scratch) = open(Cancel::new(|| true));
+    assert_eq!(banger_model::Error::from(capture.unwrap_err()).code, ErrorCode::Cancelled);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asked = stop.clone();
+    let (capture, _scratch) = open(Cancel::new(move || asked.load(std::sync::atomic::Ordering::Relaxed)));
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let error: banger_model::Error = capture.unwrap().write_tar(Vec::new()).unwrap_err().into();
     assert_eq!(error.code, ErrorCode::Cancelled);
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use banger_model::{ByteString, Error};
 use banger_protocol::agent::{ScanSpec, UnpackSpec};
 use banger_protocol::api::PrepareRequest;
-use banger_workspace::capture::{Capture, Captured};
+use banger_workspace::capture::{Capture, Captured, Options};
 use banger_workspace::export::{Export, Exported, Limits};
 use tempfile::TempDir;
 
@@ -96,6 +96,8 @@ pub(crate) fn request(path: &Path) -> PrepareRequest {
 pub(crate) struct Guest {
     pub(crate) dir: TempDir,
     pub(crate) captured: Captured,
+    /// Where the manifest is.
+    _scratch: TempDir,
 }
 
 impl Guest {
@@ -108,16 +110,17 @@ impl Guest {
 pub(crate) fn prepare(request: &PrepareRequest) -> Result<Guest, Error> {
     let scratch = tempfile::tempdir().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let capture = Capture::open(request, scratch.path())?;
+    let capture = Capture::open(request, scratch.path(), &Options::default())?;
+    let files = capture.plan().files.clone();
     let (from_host, to_guest) = std::io::pipe().unwrap();
     let spec = UnpackSpec { dest: ByteString::from(dir.path().as_os_str().to_owned()), must_be_empty: true };
     let guest = std::thread::spawn(move || banger_agent::archive::unpack(&spec, from_host));
-    let captured = capture.write_tar(to_guest, &|| false);
+    let captured = capture.write_tar(to_guest);
     let unpacked = guest.join().unwrap();
     let captured = captured?;
     unpacked?;
-    assert_eq!(captured.plan.files, capture.plan().files);
-    Ok(Guest { dir, captured })
+    assert_eq!(captured.plan.files, files);
+    Ok(Guest { dir, captured, _scratch: scratch })
 }
 
 /// Scans a guest's tree and receives the records. The scratch directory holds the patch.
@@ -185,6 +188,26 @@ pub(crate) fn guest_tree(guest: &Path) -> String {
         }
     }
     unreachable!()
+}
+
+/// The tree of a directory's files, which is that of the export unless a file of that differs, is gone, or one is
+/// too many.
+pub(crate) fn tree_of_files(dir: &Path, out: &Exported) -> String {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let out = git_command(dir)
+            .env("GIT_INDEX_FILE", scratch.path().join("index"))
+            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", out.patch.with_file_name("export.git").join("objects"))
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        out.stdout
+    };
+    // With all of its paths known, so that no rule to ignore hides one.
+    run(&["read-tree", &out.tree]);
+    run(&["add", "-A"]);
+    tree_id(&run(&["write-tree"]))
 }
 
 pub(crate) fn tree_id(out: &[u8]) -> String {

@@ -1,0 +1,50 @@
+//! What the guest must lose and may not have touched when it gets a difference.
+
+use banger_model::ByteString;
+
+use super::manifest::{Manifest, PartFacts};
+use super::send::digests;
+use super::{Changes, Survey, Surveyed};
+use crate::Result;
+
+impl Survey {
+    /// The difference to `base`, which is one of this workspace.
+    pub(super) fn changes(&self, base: &Manifest, resend_history: bool) -> Result<Changes> {
+        let mut changes = Changes { bytes: self.send_bytes, ..Changes::default() };
+        for (n, (each, old)) in self.parts.iter().zip(&base.facts.parts).enumerate() {
+            let files = &self.plan.files[each.files.clone()];
+            let sent = each.send.iter().flatten().filter_map(|at| files.get(*at));
+            changes.replaced.extend(sent.cloned());
+            changes.removed.extend(each.gone.iter().cloned());
+            changes.git_removed.extend(in_git(each, old));
+            if !resend_history {
+                let below = |pack: &String| {
+                    ByteString([old.git_dir.as_bytes(), b"/objects/pack/", pack.as_bytes()].concat())
+                };
+                changes.packs.extend(old.packs.iter().map(below));
+            }
+            if n == 0 {
+                changes.head = ByteString(old.head.clone().into_bytes());
+                changes.branch = old.branch.clone().zip(old.commit.clone());
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// Files of the git directory that are of the past: refs that moved (the guest's own loose one
+/// would win over nothing), and what is not there any more.
+fn in_git(each: &Surveyed, old: &PartFacts) -> Vec<ByteString> {
+    let now = digests(&each.git_files);
+    let refs = &each.part.refs.objects;
+    let gone_files = old.git_files.keys().filter(|name| !now.contains_key(*name));
+    let gone_refs = old.refs.keys().filter(|name| !refs.contains_key(*name));
+    let mut names: Vec<&String> = gone_files.chain(gone_refs).collect();
+    // The branch is where the host has it, also when the guest moved it and the host did not.
+    let own = each.part.start.branch.as_ref().map(|branch| format!("refs/heads/{branch}"));
+    names.extend(&own);
+    names.sort();
+    names.dedup();
+    let below = |name: &String| [old.git_dir.as_bytes(), b"/", name.as_bytes()].concat();
+    names.into_iter().map(|name| ByteString(below(name))).collect()
+}
