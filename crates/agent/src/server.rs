@@ -81,6 +81,11 @@ fn log(line: &str) {
     let _ = writeln!(io::stderr(), "banger-agent: {line}");
 }
 
+/// Whether the console is told of a request when it begins: not of those that are many.
+fn is_told(request: &Request) -> bool {
+    matches!(request, Request::Unpack(_) | Request::Scan(_) | Request::Shutdown { .. })
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Agent {
     /// Whether the machine is ours to change.
@@ -89,12 +94,29 @@ struct Agent {
 
 impl Handler for Agent {
     async fn handle(&self, request: Request, stream: GuestStream) {
+        let (name, op) = (request.name(), stream.op_id().map(|id| format!("{id} ")).unwrap_or_default());
+        if is_told(&request) {
+            log(&format!("{op}{name}"));
+        }
         let answer = match request {
             Request::Exec(spec) => return exec::run(&spec, &stream).await,
             Request::Hello(host) => self.hello(&host),
             Request::Unpack(spec) => {
                 let input = stream.blocking_reader(Handle::current());
                 blocking(&stream, move || Ok(archive::unpack(&spec, input).map(|()| Reply::Done)?)).await
+            }
+            Request::CopyIn(spec) if spec.readonly && !self.in_guest => Err(outside()),
+            Request::CopyIn(spec) => {
+                let input = stream.blocking_reader(Handle::current());
+                blocking(&stream, move || Ok(archive::copy_in(&spec, input).map(|()| Reply::Done)?)).await
+            }
+            Request::Compare(spec) => {
+                let input = stream.blocking_reader(Handle::current());
+                let output = stream.blocking_writer(Handle::current(), Lane::Out);
+                let answer =
+                    blocking(&stream, move || Ok(scan::compare(&spec, input, output).map(Reply::Compared)?))
+                        .await;
+                finish_when_fine(&stream, answer)
             }
             Request::Pack { path } => {
                 let output = stream.blocking_writer(Handle::current(), Lane::Out);
@@ -123,21 +145,32 @@ impl Handler for Agent {
             Request::SetTime { .. }
             | Request::AddEntropy { .. }
             | Request::ConfigureNetwork(_)
+            | Request::Protect { .. }
             | Request::Shutdown { .. }
                 if !self.in_guest =>
             {
-                Err(Error::new(
-                    ErrorCode::Unsupported,
-                    "this agent runs outside a VM and leaves the machine as it is",
-                ))
+                Err(outside())
             }
             Request::SetTime { unix_ns } => done(boot::set_time(unix_ns)),
             Request::AddEntropy { bytes } => done(boot::add_entropy(&bytes)),
             Request::ConfigureNetwork(config) => {
                 blocking(&stream, move || done(boot::configure_network(&config))).await
             }
+            Request::Protect { path } => {
+                blocking(&stream, move || {
+                    let protected = archive::protect(Path::new(path.as_os_str()));
+                    protected.map(|()| Reply::Done).map_err(|e| {
+                        let path = path.to_string_lossy();
+                        Error::new(ErrorCode::GuestFailed, format!("{path} cannot be mounted read-only: {e}"))
+                    })
+                })
+                .await
+            }
             Request::Shutdown { mode } => done(boot::shutdown(mode)),
         };
+        if let Err(e) = &answer {
+            log(&format!("{op}{name} failed: {e}"));
+        }
         let reply = answer.unwrap_or_else(|e| Reply::Error { code: e.code, message: e.message });
         // It fails only when nobody listens any more.
         let _ = stream.reply(&reply).await;
@@ -182,6 +215,10 @@ impl Agent {
 fn clock_ns() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+fn outside() -> Error {
+    Error::new(ErrorCode::Unsupported, "this agent runs outside a VM and leaves the machine as it is")
 }
 
 fn done<E: Into<Error>>(outcome: Result<(), E>) -> Result<Reply, Error> {

@@ -3,6 +3,8 @@
 //! follows no symbolic link.
 
 mod beneath;
+mod copy_in;
+mod mounts;
 mod pack;
 mod unpack;
 
@@ -10,6 +12,9 @@ use std::io;
 
 use banger_model::{ByteString, Error, ErrorCode};
 
+pub use copy_in::copy_in;
+pub(crate) use copy_in::{is_copy, is_vacant};
+pub(crate) use mounts::protect;
 pub(crate) use pack::pack;
 pub use unpack::unpack;
 
@@ -23,6 +28,9 @@ pub enum ArchiveError {
     /// The destination must be empty and is not.
     #[error("{} in the guest is not empty", .0.to_string_lossy())]
     NotEmpty(ByteString),
+    /// There is no workspace to bring up to date.
+    #[error("{} in the guest is no copy of a repository any more", .0.to_string_lossy())]
+    NoCopy(ByteString),
     /// An entry would leave the directory.
     #[error("the archive's entry '{}' leads out of its directory", .0.to_string_lossy())]
     Escapes(ByteString),
@@ -32,6 +40,9 @@ pub enum ArchiveError {
     /// The stream broke or is no tar stream.
     #[error("the archive cannot be read: {0}")]
     Stream(io::Error),
+    /// A file system of the guest has no room.
+    #[error("the guest's disk is full: '{}' could not be written", .0.to_string_lossy())]
+    Full(ByteString),
     /// A file could not be written or read.
     #[error("'{}' in the guest: {source}", .path.to_string_lossy())]
     File {
@@ -44,7 +55,13 @@ pub enum ArchiveError {
 
 impl ArchiveError {
     fn file<E: Into<io::Error>>(path: &[u8]) -> impl FnOnce(E) -> Self {
-        move |e| Self::File { path: ByteString(path.to_vec()), source: e.into() }
+        move |e| {
+            let (path, source) = (ByteString(path.to_vec()), e.into());
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(path),
+                _ => Self::File { path, source },
+            }
+        }
     }
 }
 
@@ -55,6 +72,8 @@ impl From<ArchiveError> for Error {
                 ErrorCode::InvalidArgument
             }
             ArchiveError::NotEmpty(_) => ErrorCode::AlreadyExists,
+            ArchiveError::NoCopy(_) => ErrorCode::NotFound,
+            ArchiveError::Full(_) => ErrorCode::Unavailable,
             ArchiveError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 ErrorCode::NotFound
             }

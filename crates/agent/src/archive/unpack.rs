@@ -33,20 +33,21 @@ pub fn unpack(spec: &UnpackSpec, input: impl Read) -> Result<(), ArchiveError> {
     std::fs::create_dir_all(path).map_err(ArchiveError::file(dest.as_bytes()))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::open(path, flags, Mode::empty()).map_err(ArchiveError::file(dest.as_bytes()))?;
+    into_directory(top, Recorder::default(), input)
+}
+
+/// Unpacks a stream to its end into a directory that is held open; what is left there is told to `seen`, which has it
+/// on record also when the stream breaks off.
+pub(super) fn into_directory(top: OwnedFd, seen: Recorder, input: impl Read) -> Result<(), ArchiveError> {
     let mut job = Job {
         below: Below::new(top),
         owners: rustix::process::geteuid().is_root(),
         directories: Vec::new(),
         buffer: vec![0; CHUNK],
-        seen: Recorder::default(),
+        seen,
     };
-    let mut archive = Archive::new(input);
-    for entry in archive.entries().map_err(ArchiveError::Stream)? {
-        job.entry(&mut entry.map_err(ArchiveError::Stream)?)?;
-    }
-    // What follows the end mark is padding; the sender should not be cut off.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(ArchiveError::Stream)?;
-    job.finish()
+    let unpacked = job.entries(input);
+    job.finish(unpacked)
 }
 
 /// What an entry says about its owner, mode and time.
@@ -67,6 +68,15 @@ struct Job {
 }
 
 impl Job {
+    fn entries(&mut self, input: impl Read) -> Result<(), ArchiveError> {
+        let mut archive = Archive::new(input);
+        for entry in archive.entries().map_err(ArchiveError::Stream)? {
+            self.entry(&mut entry.map_err(ArchiveError::Stream)?)?;
+        }
+        // What follows the end mark is padding; the sender should not be cut off.
+        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(ArchiveError::Stream).map(drop)
+    }
+
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), ArchiveError> {
         let path = entry.path_bytes().into_owned();
         let kind = entry.header().entry_type();
@@ -177,8 +187,19 @@ impl Job {
         rustix::fs::linkat(from, *target_name, dir, name, AtFlags::empty()).map_err(ArchiveError::file(path))
     }
 
-    /// Modes and times of directories, the deepest first.
-    fn finish(mut self) -> Result<(), ArchiveError> {
+    /// The record, and when all went well modes and times of directories.
+    fn finish(mut self, unpacked: Result<(), ArchiveError>) -> Result<(), ArchiveError> {
+        let settled = unpacked.and_then(|()| self.settle_directories());
+        if self.seen.is_on() {
+            let top = self.below.directory(&[], false)?;
+            let recorded = std::mem::take(&mut self.seen).finish(top).map_err(ArchiveError::file(seen::FILE));
+            return settled.and(recorded);
+        }
+        settled
+    }
+
+    /// The deepest first.
+    fn settle_directories(&mut self) -> Result<(), ArchiveError> {
         let mut directories = std::mem::take(&mut self.directories);
         directories.sort_by(|(a, _), (b, _)| b.cmp(a));
         self.below.forget();
@@ -194,10 +215,6 @@ impl Job {
             if let Ok(fd) = rustix::fs::openat(dir, *name, DIRECTORY, Mode::empty()) {
                 settle(fd.as_fd(), meta).map_err(ArchiveError::file(&path))?;
             }
-        }
-        if self.seen.is_on() {
-            let top = self.below.directory(&[], false)?;
-            std::mem::take(&mut self.seen).finish(top).map_err(ArchiveError::file(seen::FILE))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! The user's home on a disk of its own: filled from the image's home on first use, then mounted over it. Must never
-//! take a half-filled home for a whole one, and never boot without the disk: work would go where a rebuild ends it.
+//! The homes on a disk of their own: root's and all below `/home`. Filled from the image's on first use, then mounted over
+//! them. Must never take a half-filled home for a whole one, and never boot without the disk: work would go where a
+//! rebuild ends it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,27 +19,54 @@ use crate::exec::account;
 
 /// Where the whole disk is seen while it is looked at.
 const DOOR: &str = "/run/banger-home";
-/// The home on the disk; beside it is what ext4 keeps for itself.
+/// On the disk: root's home. Beside it is what ext4 keeps for itself.
 const HOME: &str = "home";
+/// On the disk: everybody else's.
+const HOMES: &str = "homes";
+/// Where those are in the guest.
+const EVERYBODY: &str = "/home";
 /// A home that is being filled.
 const FILLING: &str = "home.new";
 
-/// Mounts the disk on the home of the user that commands run as by default, in the new root.
-pub(super) fn mount(device: &Path) -> Result<()> {
-    let home = find(Path::new("/"));
+/// Mounts the disk on root's home and on `/home` in the new root. On the first boot of a system disk (`first_boot`) the
+/// homes of users whom the disk does not know come to it.
+pub(super) fn mount(device: &Path, first_boot: bool) -> Result<()> {
     fs::DirBuilder::new().mode(0o700).create(DOOR).map_err(BootError::os(format!("make {DOOR}")))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    root::attach(device, DOOR, "ext4", flags, "")?;
-    ext4::fill_device(device, Path::new(DOOR));
-    fs::create_dir_all(&home).map_err(BootError::os(format!("make {}", home.display())))?;
-    let whole = fill(&home, Path::new(DOOR))
-        .map_err(BootError::os(format!("copy {} to the work disk", home.display())))?;
-    mount_bind(&whole, &home).map_err(BootError::os(format!("mount the work disk at {}", home.display())))?;
-    // The home alone holds the file system now, so that an unmounted home is an unmounted disk.
+    // As on the system disk: what is in a home works as it did before.
+    root::attach(device, DOOR, "ext4", MountFlags::empty(), "")?;
+    let (disk, everybody) = (Path::new(DOOR), Path::new(EVERYBODY));
+    ext4::fill_device(device, disk);
+    let home = find(Path::new("/"));
+    let fresh = cover(everybody, disk, HOMES)?;
+    if first_boot && !fresh {
+        add_homes(everybody, disk).map_err(to_disk(everybody))?;
+    }
+    bind(disk, HOMES, everybody)?;
+    if !home.starts_with(everybody) {
+        cover(&home, disk, HOME)?;
+        bind(disk, HOME, &home)?;
+    }
+    // The homes alone hold the file system now, so that unmounted homes are an unmounted disk.
     unmount(DOOR, UnmountFlags::DETACH).map_err(BootError::os(format!("leave {DOOR}")))?;
     let _ = fs::remove_dir(DOOR);
-    guest::keep_mount(Path::new("/run"), &guest::mount_unit(&home));
     Ok(())
+}
+
+/// Sees to it that a directory is there, and on the disk too; whether it was new to the disk.
+fn cover(dir: &Path, disk: &Path, name: &str) -> Result<bool> {
+    fs::create_dir_all(dir).map_err(BootError::os(format!("make {}", dir.display())))?;
+    fill(dir, disk, name).map_err(to_disk(dir))
+}
+
+fn bind(disk: &Path, name: &str, dir: &Path) -> Result<()> {
+    mount_bind(disk.join(name), dir)
+        .map_err(BootError::os(format!("mount the work disk at {}", dir.display())))?;
+    guest::keep_mount(Path::new("/run"), &guest::mount_unit(dir));
+    Ok(())
+}
+
+fn to_disk(dir: &Path) -> impl FnOnce(io::Error) -> BootError {
+    BootError::os(format!("copy {} to the work disk", dir.display()))
 }
 
 /// The default user's home; an image that has none, or none that could be mounted on, gets `/root`.
@@ -52,23 +80,34 @@ fn find(root: &Path) -> PathBuf {
     if fine { path.to_owned() } else { PathBuf::from("/root") }
 }
 
-/// The home on the disk, filled with what is in `home` when there is none yet.
-fn fill(home: &Path, disk: &Path) -> io::Result<PathBuf> {
-    let whole = disk.join(HOME);
+/// Fills a directory of the disk with what is in `from`, if it is not there yet; whether it was not.
+fn fill(from: &Path, disk: &Path, name: impl AsRef<Path>) -> io::Result<bool> {
+    let whole = disk.join(name);
     if whole.is_dir() {
-        return Ok(whole);
+        return Ok(false);
     }
     let filling = disk.join(FILLING);
     match fs::remove_dir_all(&filling) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    copy_dir(home, &filling)?;
+    copy_dir(from, &filling)?;
     // All of it is on the disk before it has its name.
     rustix::fs::syncfs(File::open(disk)?)?;
     fs::rename(&filling, &whole)?;
-    File::open(disk)?.sync_all()?;
-    Ok(whole)
+    File::open(whole.parent().unwrap_or(disk))?.sync_all()?;
+    Ok(true)
+}
+
+/// Brings the homes of a new image's users to a disk that has others already. What the disk has stays.
+fn add_homes(everybody: &Path, disk: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(everybody)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fill(&entry.path(), disk, Path::new(HOMES).join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies a directory with owners, modes and times. Sockets, pipes and devices stay behind.
@@ -132,7 +171,8 @@ mod tests {
         fs::create_dir(disk.path().join(FILLING)).unwrap();
         fs::write(disk.path().join(FILLING).join("half"), "").unwrap();
         // When it is filled
-        let whole = fill(&home, disk.path()).unwrap();
+        assert!(fill(&home, disk.path(), HOME).unwrap());
+        let whole = disk.path().join(HOME);
         // Then everything is there with its mode, and nothing half
         assert_eq!(fs::read_to_string(whole.join(".bashrc")).unwrap(), "alias ll='ls -l'\n");
         assert_eq!(fs::read_link(whole.join(".link")).unwrap(), Path::new("../nowhere"));
@@ -144,9 +184,31 @@ mod tests {
         // And another image's home does not touch it
         fs::write(whole.join("work"), "mine").unwrap();
         fs::write(home.join(".bashrc"), "of another image").unwrap();
-        fill(&home, disk.path()).unwrap();
+        assert!(!fill(&home, disk.path(), HOME).unwrap());
         assert_eq!(fs::read_to_string(whole.join("work")).unwrap(), "mine");
         assert_eq!(fs::read_to_string(whole.join(".bashrc")).unwrap(), "alias ll='ls -l'\n");
+    }
+
+    #[test]
+    fn users_of_another_image_get_their_homes_and_the_others_keep_theirs() {
+        // Given a disk with the home of one user, who worked there
+        let (disk, one, two) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(one.path().join("ann")).unwrap();
+        fs::write(one.path().join("ann/.profile"), "of the first").unwrap();
+        assert!(fill(one.path(), disk.path(), HOMES).unwrap());
+        let homes = disk.path().join(HOMES);
+        fs::write(homes.join("ann/work"), "mine").unwrap();
+        // When another image comes with her and with somebody else
+        for user in ["ann", "bob"] {
+            fs::create_dir(two.path().join(user)).unwrap();
+            fs::write(two.path().join(user).join(".profile"), "of the second").unwrap();
+        }
+        add_homes(two.path(), disk.path()).unwrap();
+        // Then hers is as it was, and his is the image's
+        let read = |path: &str| fs::read_to_string(homes.join(path)).unwrap();
+        assert_eq!((read("ann/.profile"), read("ann/work")), ("of the first".into(), "mine".into()));
+        assert_eq!(read("bob/.profile"), "of the second");
     }
 
     #[test]

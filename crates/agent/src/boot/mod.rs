@@ -87,7 +87,7 @@ fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
     root::enter()?;
     root::furnish()?;
     if let Some(disk) = &disks.home {
-        home::mount(disk)?;
+        home::mount(disk, first_boot)?;
     }
     steps.done("root");
     if let Some(disk) = &disks.modules

@@ -3,6 +3,7 @@
 //! Owns the walk, git's ignore rules and the index reader. Must never follow a symbolic link and
 //! never leave the workspace's directory.
 
+mod compare;
 mod ignore;
 pub(crate) mod seen;
 mod send;
@@ -18,6 +19,7 @@ use banger_protocol::agent::{ScanSpec, ScanSummary};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+pub use self::compare::compare;
 use self::ignore::Rules;
 use self::send::Sender;
 use self::tracked::{GITLINK, Tracked};

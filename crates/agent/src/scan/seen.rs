@@ -78,9 +78,20 @@ pub(super) fn parse(raw: &[u8]) -> Option<Record> {
 pub(crate) struct Recorder {
     on: bool,
     files: Vec<(Vec<u8>, Stamp)>,
+    removed: Vec<Vec<u8>>,
 }
 
 impl Recorder {
+    /// Of a workspace that has a record already.
+    pub(crate) fn again() -> Self {
+        Self { on: true, ..Self::default() }
+    }
+
+    /// A path that was taken away.
+    pub(crate) fn removed(&mut self, path: &[u8]) {
+        self.removed.push(path.to_vec());
+    }
+
     /// A directory of the archive: `.git` at the top makes it a workspace, worth a record.
     pub(crate) fn directory(&mut self, path: &[u8]) {
         self.on |= path == b".git";
@@ -110,6 +121,9 @@ impl Recorder {
             vouched.extend(sure.map(|(path, entry)| (path, entry.id)));
         }
         let mut record = read(top, FILE)?.and_then(|raw| parse(&raw)).unwrap_or_default();
+        for path in self.removed {
+            record.remove(&path);
+        }
         for (path, stamp) in self.files {
             let id = vouched.get(&path).copied().unwrap_or_default();
             record.insert(path, Seen { stamp, id });

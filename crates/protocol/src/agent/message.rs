@@ -1,7 +1,7 @@
 //! The messages of the agent channel: CBOR maps with named fields. Fields may be added with a
 //! default (a new minor); nothing is renamed, removed or given another meaning within a major.
 
-use banger_model::{ByteString, ErrorCode};
+use banger_model::{ByteString, ErrorCode, OpId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,17 @@ pub enum Request {
     Exec(ExecSpec),
     /// Unpack a tar stream (In lane) below a directory. Answer: [`Reply::Done`].
     Unpack(UnpackSpec),
+    /// Copy a workspace in, or bring one up to date (In lane: [`CopyIn::remove_bytes`] of paths to remove, each ended
+    /// by a NUL, then a tar stream). Answer: [`Reply::Done`].
+    CopyIn(CopyIn),
+    /// Tell what the guest did at some paths of a workspace (In lane: the paths, each ended by a NUL); those that were
+    /// touched come as [`super::touched`] records (Out lane). Answer: [`Reply::Compared`].
+    Compare(CompareSpec),
+    /// Mount a directory read-only where it is. Answer: [`Reply::Done`].
+    Protect {
+        /// An absolute path.
+        path: ByteString,
+    },
     /// Send a file or directory as a tar stream (Out lane). Answer: [`Reply::Done`].
     Pack {
         /// An absolute path.
@@ -55,6 +66,9 @@ impl Request {
         "hello",
         "exec",
         "unpack",
+        "copy_in",
+        "compare",
+        "protect",
         "pack",
         "scan",
         "set_time",
@@ -71,6 +85,9 @@ impl Request {
             Self::Hello(_) => "hello",
             Self::Exec(_) => "exec",
             Self::Unpack(_) => "unpack",
+            Self::CopyIn(_) => "copy_in",
+            Self::Compare(_) => "compare",
+            Self::Protect { .. } => "protect",
             Self::Pack { .. } => "pack",
             Self::Scan(_) => "scan",
             Self::SetTime { .. } => "set_time",
@@ -80,6 +97,36 @@ impl Request {
             Self::Shutdown { .. } => "shutdown",
         }
     }
+}
+
+/// What may stand behind a request in the opening of a stream, since 1.1. An older agent reads the request only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// The host's operation that this is part of, for the agent's log lines.
+    #[serde(default)]
+    pub op_id: Option<OpId>,
+}
+
+/// The opening of a stream: the request, and what it is part of.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_opening(request: &Request, context: Option<&Context>) -> Result<Vec<u8>, String> {
+    let mut out = encode(request)?;
+    if let Some(context) = context {
+        out.extend(encode(context)?);
+    }
+    Ok(out)
+}
+
+/// A request and its context; one that cannot be read is none.
+///
+/// # Errors
+/// A sentence when the bytes do not begin with a request.
+pub fn decode_opening(bytes: &[u8]) -> Result<(Request, Context), String> {
+    let mut rest = bytes;
+    let request = ciborium::de::from_reader_with_recursion_limit(&mut rest, 16).map_err(|e| e.to_string())?;
+    Ok((request, decode(rest).unwrap_or_default()))
 }
 
 /// What the host may say within an exec stream.
@@ -112,6 +159,8 @@ pub enum Reply {
     Done,
     /// The scan is complete.
     Scanned(ScanSummary),
+    /// What is at a workspace's path.
+    Compared(Compared),
     /// The request failed.
     Error {
         /// The stable code.
@@ -216,6 +265,59 @@ pub struct UnpackSpec {
     pub must_be_empty: bool,
 }
 
+/// A workspace to copy in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyIn {
+    /// Its directory, absolute; made when absent, with those above it.
+    pub root: ByteString,
+    /// Bring the copy that is there up to date, in place. Else the copy is new: it appears there when it is whole.
+    pub update: bool,
+    /// A new copy may replace an earlier one, with all that was done in it; never anything else.
+    pub replace: bool,
+    /// Length of the list of paths to remove.
+    pub remove_bytes: u64,
+    /// Mount it read-only when it is done.
+    pub readonly: bool,
+}
+
+/// What to compare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareSpec {
+    /// The workspace's directory.
+    pub root: ByteString,
+    /// A branch whose commit is asked for.
+    pub branch: Option<String>,
+    /// Files, relative to the workspace, that must still be there.
+    pub needed: Vec<ByteString>,
+}
+
+/// What is at a workspace's path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// What kind of thing.
+    pub place: Place,
+    /// The contents of `.git/HEAD`.
+    pub head: Option<ByteString>,
+    /// The commit of the branch that was asked for.
+    pub branch_at: Option<String>,
+    /// How many of the needed files are gone.
+    pub missing: u64,
+    /// Records sent.
+    pub touched: u64,
+}
+
+/// What a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Not there, or empty.
+    Empty,
+    /// A workspace that was copied in.
+    Copy,
+    /// Something else.
+    Other,
+}
+
 /// What to scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScanSpec {
@@ -311,6 +413,19 @@ mod tests {
         let newer = NewerSpec { dest: &"/x".into(), must_be_empty: true, later: "unknown" };
         let older: UnpackSpec = decode(&encode(&newer).unwrap()).unwrap();
         assert_eq!(older, UnpackSpec { dest: "/x".into(), must_be_empty: true });
+    }
+
+    #[test]
+    fn an_opening_has_a_context_that_an_older_agent_does_not_see() {
+        let request = Request::Shutdown { mode: ShutdownMode::PowerOff };
+        let context = Context { op_id: Some(OpId::from_random([7; 6])) };
+        let bytes = encode_opening(&request, Some(&context)).unwrap();
+        assert_eq!(decode_opening(&bytes).unwrap(), (request.clone(), context));
+        assert_eq!(decode::<Request>(&bytes).unwrap(), request, "as the first release reads it");
+        let plain = encode_opening(&request, None).unwrap();
+        assert_eq!(decode_opening(&plain).unwrap(), (request.clone(), Context::default()));
+        let spoilt = [plain, vec![0xff; 9]].concat();
+        assert_eq!(decode_opening(&spoilt).unwrap(), (request, Context::default()));
     }
 
     #[test]

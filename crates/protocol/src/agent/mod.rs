@@ -1,19 +1,22 @@
 //! The agent channel: frames on one byte stream, many flow-controlled streams in it.
 //!
 //! [`frame`] is the framing, [`message`] the CBOR messages in it, [`scan`] the records of a
-//! workspace scan. The host opens every stream with one [`Request`]; the guest answers with
+//! workspace scan, [`touched`] those of a comparison. The host opens every stream with one [`Request`]; the guest answers with
 //! [`Reply`] messages, data and ends. Guest bytes are untrusted: every length has a cap.
 
 pub mod frame;
 mod message;
 pub mod scan;
+pub mod touched;
 
 use crate::ProtocolVersion;
 
 pub use message::{
-    AgentHello, Control, ExecSpec, ExitStatus, HostHello, InitKind, NetworkConfig, Reply, Request, ScanSpec,
-    ScanSummary, ShutdownMode, TermSize, UnpackSpec, decode, encode,
+    AgentHello, CompareSpec, Compared, Context, Control, CopyIn, ExecSpec, ExitStatus, HostHello, InitKind,
+    NetworkConfig, Place, Reply, Request, ScanSpec, ScanSummary, ShutdownMode, TermSize, UnpackSpec, decode,
+    decode_opening, encode, encode_opening,
 };
 
-/// This protocol's version. 1.1: a scan says where a submodule changed and which repositories it left out.
+/// This protocol's version. 1.1: a scan says where a submodule changed and which repositories it left out;
+/// workspaces are copied in and compared by requests of their own.
 pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
