@@ -13,7 +13,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 CARGO ?= cargo
 TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
-# All programs, side by side: bangerd looks for the agent and the network guard beside itself.
+# All programs, side by side: bangerd looks for those that belong to it beside itself.
 BIN := $(TARGET_DIR)/banger
 # The guest agent runs in guests that have no libc, or another one.
 AGENT_TARGET := x86_64-unknown-linux-gnu
@@ -29,17 +29,18 @@ setup: ## install what is missing from Debian packages
 
 .PHONY: build
 build: ## all programs in target/banger
-	$(CARGO) build --locked --release -p banger-cli -p banger-daemon -p banger-network
+	$(CARGO) build --locked --release -p banger-cli -p banger-daemon -p banger-network -p banger-vmm
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build --locked --profile agent --target $(AGENT_TARGET) -p banger-agent
 	@mkdir -p $(BIN)
 	@install -C -m 0755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd \
-		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
+		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/release/banger-cage \
+		$(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
 
 .PHONY: install
 install: build ## install below PREFIX (/usr/local), with DESTDIR before it
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
 	install -m 0755 $(BIN)/banger $(BIN)/bangerd $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 $(BIN)/banger-agent $(BIN)/banger-netguard $(DESTDIR)$(PREFIX)/lib/banger
+	install -m 0755 $(BIN)/banger-agent $(BIN)/banger-netguard $(BIN)/banger-cage $(DESTDIR)$(PREFIX)/lib/banger
 
 .PHONY: demo
 demo: setup build ## from nothing to a patch: this repository in a virtual machine

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use banger_model::{
-    Bytes, DriverChoice, Error, ImageName, KernelName, Mib, NetworkMode, Result, parse_duration,
+    Bytes, DriverChoice, Error, ImageName, KernelName, Layer, Mib, NetworkMode, Result, parse_duration,
 };
 use serde::Deserialize;
 
@@ -15,6 +15,7 @@ use serde::Deserialize;
 struct File {
     vm_defaults: VmDefaults,
     boot: BootSection,
+    security: SecuritySection,
     qemu: Option<PathBuf>,
 }
 
@@ -34,6 +35,12 @@ struct VmDefaults {
 #[serde(deny_unknown_fields, default)]
 struct BootSection {
     timeout: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SecuritySection {
+    require: Option<Vec<String>>,
 }
 
 /// Where an effective value came from.
@@ -88,6 +95,8 @@ pub(crate) struct Config {
     /// How long a guest has until its agent answers; twice at most, since a silent boot is tried
     /// once more.
     pub boot_timeout: Setting<Duration>,
+    /// Layers of the cage without which nothing is started.
+    pub require: Setting<Vec<Layer>>,
     /// The QEMU binary; absent: `qemu-system-x86_64` on PATH.
     pub qemu: Setting<Option<PathBuf>>,
 }
@@ -175,6 +184,12 @@ impl Config {
                 |s| parse_duration(&s),
                 Duration::from_secs(60),
             )?,
+            require: setting(
+                "security.require",
+                file.security.require,
+                |layers| layers.iter().map(|layer| layer.parse()).collect(),
+                Vec::new(),
+            )?,
             qemu,
         })
     }
@@ -226,6 +241,8 @@ mod tests {
         assert_eq!((config.memory.value, config.memory.origin), (Mib(4096), Origin::Config));
         assert_eq!(config.boot_timeout.value, Duration::from_secs(5));
         assert_eq!(config.qemu.value, Some(PathBuf::from("/opt/q")));
+        let strict = load("[security]\nrequire = ['namespaces', 'landlock']").unwrap();
+        assert_eq!(strict.require.value, [Layer::Namespaces, Layer::Landlock]);
         let env = |key: &str| (key == "BANGER_QEMU").then(|| OsString::from("/env/q"));
         assert_eq!(Config::load(env, HOST).unwrap().qemu.origin, Origin::Environment);
     }
@@ -236,6 +253,7 @@ mod tests {
             ("[vm_defaults]\nmemroy = '1G'", "memroy"),
             ("[vm_defaults]\nmemory = 'lots'", "vm_defaults.memory"),
             ("[boot]\ntimeout = 'soon'", "boot.timeout"),
+            ("[security]\nrequire = ['moat']", "security.require"),
             ("=", "TOML"),
         ] {
             let error = load(text).unwrap_err();

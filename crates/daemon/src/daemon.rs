@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use banger_model::{Error, Result};
 use banger_store::Store;
-use banger_vmm::Driver;
+use banger_vmm::{Cage, Driver};
 use banger_vmm::qemu::{self, QemuDriver};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -46,9 +46,11 @@ impl Daemon {
     pub(crate) async fn open(dirs: Dirs) -> Result<Arc<Self>> {
         let host = Host::measure();
         let config = Config::load(|key| std::env::var_os(key), host)?;
-        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config))];
+        let companions = companions()?;
+        let cage = Cage::beside(&companions, config.require.value.clone());
+        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config, cage))];
         let faults = faults(|key| std::env::var_os(key), Death::Process)?;
-        Self::assemble(dirs, config, host, drivers, companions()?, faults).await
+        Self::assemble(dirs, config, host, drivers, companions, faults).await
     }
 
     /// Opens the database, joins the services and brings the world into agreement with the records.
@@ -162,13 +164,14 @@ fn refuse_emptied(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
-fn qemu_driver(config: &Config) -> QemuDriver {
+fn qemu_driver(config: &Config, cage: Cage) -> QemuDriver {
     let wanted = config.qemu.value.as_ref().map(|p| p.as_os_str());
     let program = qemu::locate(wanted, std::env::var_os("PATH").as_deref());
-    QemuDriver::new(program.unwrap_or_else(|error| {
+    let program = program.unwrap_or_else(|error| {
         tracing::warn!(%error, "no QEMU yet");
         config.qemu.value.clone().unwrap_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"))
-    }))
+    });
+    QemuDriver::new(program, cage)
 }
 
 /// Where the programs are that belong to this daemon (the guest agent, the network guard): beside

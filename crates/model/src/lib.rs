@@ -12,6 +12,7 @@ mod image;
 mod machine;
 mod name;
 mod reference;
+mod security;
 mod size;
 mod vm;
 
@@ -24,6 +25,7 @@ pub use image::{Image, ImageName, ImageSource, Kernel, KernelName, RootFsType, S
 pub use machine::{Accel, DriverChoice, DriverKind, GuestPath, MachineShape, NetworkMode};
 pub use name::VmName;
 pub use reference::resolve;
+pub use security::{Layer, MissingLayer, Security};
 pub use size::{Bytes, Mib};
 pub use vm::{
     Boot, BootKind, LastError, NetworkView, Unfinished, Vm, VmState, VmView, Workspace, WorkspaceMode,

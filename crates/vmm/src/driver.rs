@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use banger_model::{Accel, DriverKind, MachineShape, RootFsType, VmId, VmName};
+use banger_model::{Accel, DriverKind, MachineShape, RootFsType, Security, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -207,6 +207,9 @@ pub struct MachineHandle {
     pub control_socket: PathBuf,
     /// The agent channel's socket.
     pub agent_socket: PathBuf,
+    /// What holds around the process.
+    #[serde(default)]
+    pub security: Security,
 }
 
 /// How a VMM ended.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use banger_model::{Error, ErrorCode};
+use banger_model::{Error, ErrorCode, Layer};
 
 /// Result with [`VmmError`].
 pub type Result<T, E = VmmError> = std::result::Result<T, E>;
@@ -57,6 +57,24 @@ pub enum VmmError {
         program: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Our program that builds cages is not there.
+    #[error("{looked} is missing, and no program is run without its cage", looked = .looked.display())]
+    CageMissing {
+        /// Where we looked.
+        looked: PathBuf,
+    },
+    /// A layer that the configuration requires does not hold.
+    #[error("{program} was not started: the configuration requires '{layer}', and {why}", program = .program.display())]
+    CageIncomplete {
+        /// The program.
+        program: PathBuf,
+        /// The layer.
+        layer: Layer,
+        /// Why it does not hold.
+        why: String,
+        /// What to type.
+        hint: String,
     },
     /// A socket of the VM failed.
     #[error("cannot {what} the socket {path}: {source}", path = .path.display())]
@@ -148,6 +166,8 @@ impl VmmError {
             Self::QemuMissing { .. }
             | Self::QemuUnusable { .. }
             | Self::Spawn { .. }
+            | Self::CageMissing { .. }
+            | Self::CageIncomplete { .. }
             | Self::Socket { .. } => ErrorCode::Unavailable,
             Self::KvmUnavailable { .. } => ErrorCode::Unavailable,
             Self::DriverUnavailable { .. } => ErrorCode::Unsupported,
@@ -170,7 +190,8 @@ impl VmmError {
                 "banger needs QEMU 7.2 or newer with the microvm machine; set BANGER_QEMU to one"
             }
             Self::DriverUnavailable { .. } => "use '--driver qemu' or '--driver auto'",
-            Self::KvmUnavailable { hint, .. } => hint,
+            Self::KvmUnavailable { hint, .. } | Self::CageIncomplete { hint, .. } => hint,
+            Self::CageMissing { .. } => "install banger again ('make install'): its programs belong together",
             Self::DiedAtStart { .. } => {
                 "'banger doctor' checks QEMU and KVM; 'banger vm logs' has the whole log"
             }

@@ -4,6 +4,7 @@
 //! Owns everything that knows what a VMM's command line, control socket or pid is. Must never
 //! decide *whether* a VM should run, read the environment, or store anything.
 
+pub mod cage;
 mod choose;
 pub mod console;
 mod driver;
@@ -13,6 +14,7 @@ pub mod process;
 pub mod qemu;
 mod spawn;
 
+pub use cage::{Cage, Policy};
 pub use choose::{Choice, choose};
 pub use driver::{
     AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec,

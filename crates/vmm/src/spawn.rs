@@ -8,9 +8,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use banger_model::Security;
+
+use crate::cage::{self, Cage, Policy};
 use crate::process::{ChildExit, ProcessId, raw_pidfd, signal_pidfd, wait_pidfd};
 use crate::{Result, Signal, VmmError};
 
@@ -24,6 +27,7 @@ pub struct Standalone {
     log: PathBuf,
     dir: PathBuf,
     small_pages: bool,
+    cage: Option<(Cage, Policy)>,
 }
 
 /// A started program. Dropping it kills the program, unless [`Spawned::release`] was called: so
@@ -32,6 +36,7 @@ pub struct Standalone {
 pub struct Spawned {
     process: ProcessId,
     pidfd: Option<OwnedFd>,
+    security: Security,
 }
 
 impl Standalone {
@@ -46,6 +51,7 @@ impl Standalone {
             log: log.to_owned(),
             dir: dir.to_owned(),
             small_pages: false,
+            cage: None,
         }
     }
 
@@ -58,6 +64,13 @@ impl Standalone {
     #[must_use]
     pub fn called(mut self, name: impl Into<OsString>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Puts it into a cage: it has what the policy gives, no environment, and nothing else.
+    #[must_use]
+    pub fn caged(mut self, cage: &Cage, policy: Policy) -> Self {
+        self.cage = cage.builder().is_some().then(|| (cage.clone(), policy));
         self
     }
 
@@ -75,27 +88,65 @@ impl Standalone {
         number
     }
 
-    /// Starts it.
+    /// Starts it. Blocks until it runs: some milliseconds for one in a cage.
     ///
     /// # Errors
-    /// When the log cannot be opened or the program cannot be executed.
-    pub fn spawn(self) -> Result<Spawned> {
-        let failed = |source| VmmError::Spawn { program: self.program.clone(), source };
+    /// When the log cannot be opened, the program cannot be executed, or a required layer of its cage does not hold.
+    pub fn spawn(mut self) -> Result<Spawned> {
         let log = open_log(&self.log)?;
-        let mut command = Command::new(&self.program);
-        if let Some(name) = &self.name {
-            command.arg0(name);
-        }
-        command
-            .args(&self.args)
-            .env_clear()
+        let Some((cage, policy)) = self.cage.take() else {
+            let mut command = Command::new(&self.program);
+            if let Some(name) = &self.name {
+                command.arg0(name);
+            }
             // A program may look for its own helpers; nothing of the user's leaks into it.
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("LC_ALL", "C")
-            .current_dir(&self.dir)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(failed)?)
-            .stderr(log);
+            command
+                .args(&self.args)
+                .env_clear()
+                .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+                .env("LC_ALL", "C");
+            let child = self.start(command, log).map_err(|source| self.failed(source))?;
+            return self.look_at(child.id(), Security::default());
+        };
+        let builder = cage.builder().map(Path::to_owned).unwrap_or_default();
+        let name = self.name.clone().unwrap_or_else(|| self.program.clone().into());
+        let argv = std::iter::once(name).chain(self.args.iter().cloned()).collect();
+        let given: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let prepared = cage::describe(&cage, &policy, &self.program, argv, &self.dir, &given)?;
+        let fds = [self.give(prepared.description), self.give(prepared.answer)];
+        let mut command = Command::new(&builder);
+        // The builder, too, is found by the mark.
+        command.arg0(format!("banger-cage:{}", policy.mark)).args(fds.map(|fd| fd.to_string())).env_clear();
+        let mut child = self.start(command, log).map_err(|source| cage::missing(&builder, source))?;
+        // What was given is the builder's now; as long as we held its answer's end, we would not see it close.
+        self.fds.clear();
+        let (pid, outcome) = cage::report(&self.program, prepared.reader);
+        if pid != Some(child.id()) {
+            if pid.is_none() {
+                let _ = child.kill();
+            }
+            let _ = child.wait();
+        }
+        match (pid, outcome) {
+            (Some(pid), Ok(security)) => self.look_at(pid, security),
+            (pid, outcome) => {
+                if let Some(pid) = pid {
+                    end_child(pid);
+                }
+                Err(outcome
+                    .err()
+                    .unwrap_or_else(|| self.failed(io::Error::other("its cage gave no process"))))
+            }
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> VmmError {
+        VmmError::Spawn { program: self.program.clone(), source }
+    }
+
+    /// Runs a command with our descriptors, in a session of its own.
+    fn start(&self, mut command: Command, log: File) -> io::Result<Child> {
+        command.current_dir(&self.dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let given: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
         let small_pages = self.small_pages;
         // SAFETY: the closure runs between fork and exec. It only makes system calls (setsid,
@@ -111,26 +162,38 @@ impl Standalone {
                 detach(&given)
             });
         }
-        let child = command.spawn().map_err(failed)?;
-        // Our own unreaped child: its pid cannot be anybody else's yet.
-        let pid = child.id();
+        command.spawn()
+    }
+
+    /// The identity of a child of ours that nobody has reaped: its pid cannot be anybody else's yet.
+    fn look_at(&self, pid: u32, security: Security) -> Result<Spawned> {
         let pidfd = raw_pidfd(pid)?;
-        let process = ProcessId::of(pid)?;
-        drop(self.fds);
-        match (process, pidfd) {
-            (Some(process), Some(pidfd)) => Ok(Spawned { process, pidfd: Some(pidfd) }),
-            (_, pidfd) => {
+        match (ProcessId::of(pid)?, pidfd) {
+            (Some(process), Some(pidfd)) => Ok(Spawned { process, pidfd: Some(pidfd), security }),
+            _ => {
                 // It ended between exec and here. Reap it, and let its log speak.
-                let mut child = child;
-                let status = child.wait();
-                drop(pidfd);
-                let why = status.map_or_else(|e| e.to_string(), |s| s.to_string());
-                Err(VmmError::Spawn {
-                    program: self.program,
-                    source: io::Error::other(format!("it ended at once ({why})")),
-                })
+                let why = end_child(pid);
+                Err(self.failed(io::Error::other(format!("it ended at once ({why})"))))
             }
         }
+    }
+}
+
+/// Ends and reaps a child of ours; says how it ended.
+fn end_child(pid: u32) -> String {
+    use rustix::process::{WaitId, WaitIdOptions};
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
+        return String::new();
+    };
+    // Nobody else reaps it, so that the pid is still its own.
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
+    match rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED) {
+        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (_, Some(signal)) => format!("signal {signal}"),
+            _ => "status unknown".to_owned(),
+        },
+        _ => "status unknown".to_owned(),
     }
 }
 
@@ -139,6 +202,12 @@ impl Spawned {
     #[must_use]
     pub fn process(&self) -> &ProcessId {
         &self.process
+    }
+
+    /// What holds around it.
+    #[must_use]
+    pub fn security(&self) -> &Security {
+        &self.security
     }
 
     /// Waits for its end, but not longer than `limit`, and reaps it. `None`: it still runs.
@@ -191,7 +260,8 @@ fn detach(given: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-fn open_log(path: &Path) -> Result<File> {
+/// Opens a log for appending; made 0600 when it is not there.
+pub(crate) fn open_log(path: &Path) -> Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(VmmError::file("open", path))
 }
 

@@ -17,9 +17,15 @@ use std::time::Duration;
 use banger_model::{Accel, Bytes, MachineShape, Mib, VmId};
 use banger_vmm::qemu::{QemuDriver, locate};
 use banger_vmm::{
-    Disk, DiskRole, Driver, ExitReason, Machine, MachineSpec, NetDevice, Signal, VmmError, console, process,
+    Cage, Disk, DiskRole, Driver, ExitReason, Machine, MachineSpec, NetDevice, Signal, VmmError, console,
+    process,
 };
 use tokio::io::AsyncWriteExt;
+
+/// The cage as users have it.
+fn cage() -> Cage {
+    Cage::beside(Path::new(env!("CARGO_BIN_EXE_banger-cage")).parent().unwrap(), Vec::new())
+}
 
 /// A VM's directories, a guest, and a driver; `None` (and a word about it) without QEMU.
 struct Bench {
@@ -33,7 +39,7 @@ impl Bench {
         match locate(None, std::env::var_os("PATH").as_deref()) {
             Ok(program) => Some(Self {
                 dir: tempfile::tempdir().unwrap(),
-                driver: QemuDriver::new(program),
+                driver: QemuDriver::new(program, cage()),
                 id: VmId::from_random([0xee, 0, std::process::id() as u8, 0, 0, number]),
             }),
             Err(error) => {

@@ -76,6 +76,7 @@ impl Driver for FakeDriver {
             process,
             control_socket,
             agent_socket,
+            security: banger_model::Security::default(),
         };
         let vmm = self.world.add(handle, disk);
         self.world.spawn(agent::serve(vmm.clone(), listener, fate));

@@ -16,11 +16,13 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::arguments::{Descriptors, arguments};
 use super::clock::HostClock;
+use super::confinement::policy;
 use super::kernel_arguments::Boot;
 use super::qmp::{self, Heard, Qmp, QmpError};
 use super::sockets::{Cleanup, listen};
+use crate::cage::Cage;
 use crate::process::{ProcessId, wait_pidfd};
-use crate::spawn::{Spawned, Standalone};
+use crate::spawn::{Spawned, Standalone, open_log};
 use crate::{
     AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec, Result, Signal, VmmError, console,
 };
@@ -46,10 +48,16 @@ struct Control {
     heard: Arc<Heard>,
 }
 
-pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock) -> Result<QemuMachine> {
+pub(super) async fn launch(
+    program: &Path,
+    cage: &Cage,
+    spec: MachineSpec,
+    clock: &HostClock,
+) -> Result<QemuMachine> {
     let control_socket = spec.runtime_dir.join("qmp.sock");
     let agent_socket = spec.runtime_dir.join("agent.sock");
     let log = spec.log_dir.join("vmm.log");
+    let console = spec.log_dir.join("console.log");
     let log_start = std::fs::metadata(&log).map_or(0, |m| m.len());
     let sockets = Cleanup::of(&[&control_socket, &agent_socket]);
 
@@ -75,8 +83,10 @@ pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock)
         Accel::Kvm => None,
     };
     let boot = Boot { tsc_khz, verbose: spec.verbose_console, rescue: spec.rescue };
-    let args = arguments(&spec, &spec.log_dir.join("console.log"), fds, boot)?;
-    let spawned = qemu.args(args).spawn()?;
+    let args = arguments(&spec, &console, fds, boot)?;
+    // What is not there yet cannot be given.
+    drop(open_log(&console)?);
+    let spawned = qemu.args(args).caged(cage, policy(program, &spec, &console)).spawn()?;
     // QEMU has its own copy now; ours would keep the network's other side from seeing its end.
     drop(spec.network.take());
 
@@ -86,6 +96,7 @@ pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock)
         Ok(connection) => connection,
         Err(error) => return Err(explain(&spec, spawned, &log, log_start, error).await),
     };
+    let security = spawned.security().clone();
     let (process, pidfd) = spawned.release();
     sockets.keep();
     let handle = MachineHandle {
@@ -96,6 +107,7 @@ pub(super) async fn launch(program: &Path, spec: MachineSpec, clock: &HostClock)
         process,
         control_socket,
         agent_socket,
+        security,
     };
     let control = Control { connection: AsyncMutex::new(Some(connection)), heard };
     Ok(QemuMachine::watch(handle, control, pidfd))

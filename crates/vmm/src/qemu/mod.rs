@@ -4,6 +4,7 @@
 mod arguments;
 mod binary;
 mod clock;
+mod confinement;
 mod kernel_arguments;
 mod machine;
 mod qmp;
@@ -17,22 +18,24 @@ use banger_model::DriverKind;
 use tokio::sync::OnceCell;
 
 pub use binary::{QemuInfo, check, locate};
+pub use confinement::policy;
 
-use crate::{Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
+use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
 
 /// The driver.
 #[derive(Debug)]
 pub struct QemuDriver {
     program: PathBuf,
+    cage: Cage,
     info: OnceCell<QemuInfo>,
     clock: clock::HostClock,
 }
 
 impl QemuDriver {
-    /// A driver that uses this binary (see [`locate`]). Nothing is run or looked at yet.
+    /// A driver that runs this binary (see [`locate`]) in a cage. Nothing is run or looked at yet.
     #[must_use]
-    pub fn new(program: PathBuf) -> Self {
-        Self { program, info: OnceCell::new(), clock: clock::HostClock::start() }
+    pub fn new(program: PathBuf, cage: Cage) -> Self {
+        Self { program, cage, info: OnceCell::new(), clock: clock::HostClock::start() }
     }
 
     /// The binary.
@@ -63,7 +66,7 @@ impl Driver for QemuDriver {
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
-        Ok(Arc::new(machine::launch(&self.program, spec, &self.clock).await?))
+        Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock).await?))
     }
 
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {

@@ -1,0 +1,116 @@
+//! The cage that every machine monitor and every network process runs in: what one may have is
+//! data ([`Policy`]), and one place applies it, a small program of ours (`banger-cage`) that the launcher
+//! starts, which builds the cage around itself and becomes the program.
+//!
+//! Owns the layers and the report of which hold. Must never leave a layer out without saying so, and never need root.
+
+mod advice;
+mod description;
+pub mod inside;
+mod launch;
+mod libraries;
+
+use std::path::{Path, PathBuf};
+
+use banger_model::{Layer, Security};
+
+pub use advice::advice;
+pub(crate) use launch::{describe, report};
+
+use crate::{Result, Standalone, VmmError};
+
+const NAME: &str = "banger-cage";
+
+/// How programs are caged on this host. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Cage {
+    /// Our program that builds the cage; `None`: programs run as they are.
+    builder: Option<PathBuf>,
+    required: Vec<Layer>,
+}
+
+/// What one program may have. Everything else is out of its reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// What the process is found by, whether or not anybody wrote it down: see [`crate::process::mark`].
+    pub mark: String,
+    /// Files and directories it may read and run. The program and its libraries need not be named.
+    pub read: Vec<PathBuf>,
+    /// Files it may also write.
+    pub write: Vec<PathBuf>,
+    /// Directories of its own, in which it may make files and sockets. Nobody may trust what is in them.
+    pub rooms: Vec<PathBuf>,
+    /// Device nodes.
+    pub devices: Vec<PathBuf>,
+    /// Whether it sees the host's network.
+    pub hosts_network: bool,
+    /// Whether it goes on to build a cage of its own inside (passt does): then landlock leaves files to the root
+    /// directory, and the system calls for that stay.
+    pub nests: bool,
+    /// The most descriptors it may have open.
+    pub descriptors: u64,
+}
+
+impl Policy {
+    /// A policy that gives nothing but the null and random devices.
+    #[must_use]
+    pub fn nothing(mark: String) -> Self {
+        Self {
+            mark,
+            read: Vec::new(),
+            write: Vec::new(),
+            rooms: Vec::new(),
+            devices: ["/dev/null", "/dev/urandom"].map(PathBuf::from).into(),
+            hosts_network: false,
+            nests: false,
+            descriptors: 4096,
+        }
+    }
+}
+
+impl Cage {
+    /// No cage: for measuring what it costs.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The cage as `banger-cage` in this directory builds it. A program of which one of the `required` layers does not
+    /// hold is not started.
+    #[must_use]
+    pub fn beside(companions: &Path, required: Vec<Layer>) -> Self {
+        Self { builder: Some(companions.join(NAME)), required }
+    }
+
+    /// The layers without which nothing is started.
+    #[must_use]
+    pub fn required(&self) -> &[Layer] {
+        &self.required
+    }
+
+    /// The builder, when there is a cage.
+    pub(crate) fn builder(&self) -> Option<&Path> {
+        self.builder.as_deref()
+    }
+
+    /// Which layers hold on this host: builds a cage like a machine monitor's around a program that does nothing.
+    /// Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// When the builder is missing or fails, or a required layer does not hold.
+    pub fn probe(&self, scratch: &Path) -> Result<Security> {
+        let Some(builder) = self.builder() else { return Ok(Security::default()) };
+        let program = Standalone::new(builder, &scratch.join("cage-probe.log"), scratch);
+        let spawned = program.args([inside::IDLE]).caged(self, Policy::nothing(NAME.to_owned())).spawn()?;
+        Ok(spawned.security().clone())
+    }
+}
+
+/// Why the builder could not be started.
+pub(crate) fn missing(builder: &Path, source: std::io::Error) -> VmmError {
+    if source.kind() == std::io::ErrorKind::NotFound {
+        VmmError::CageMissing { looked: builder.to_owned() }
+    } else {
+        VmmError::Spawn { program: builder.to_owned(), source }
+    }
+}
