@@ -11,7 +11,7 @@ use banger_model::ByteString;
 use super::Export;
 use super::base::Base;
 use super::convert::{ATTRIBUTES, Facts, IN_MEMORY, Rule, Unified};
-use super::receive::{Change, Changes, Store, Stored};
+use super::receive::{Change, Changes, Sink, Store, Stored};
 use crate::git::{Git, Running};
 use crate::source::LISTING_CAP;
 use crate::{Result, WorkspaceError};

@@ -5,6 +5,9 @@
 
 use std::collections::HashMap;
 
+use super::receive::{Change, Changes, refused};
+use crate::Result;
+
 /// Links followed before a chain counts as a loop (Linux, path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
@@ -13,6 +16,24 @@ const MAX_STEPS: u32 = 10_000;
 
 /// The symbolic links of one tree: path and target.
 pub(crate) type Links = HashMap<Vec<u8>, Vec<u8>>;
+
+/// Refuses links that lead out of the repository when the changes are made, unless they did so before.
+pub(crate) fn check(before: Links, changes: &Changes) -> Result<()> {
+    let mut after = before.clone();
+    for (path, change) in changes {
+        match change {
+            Change::Link { target, .. } => drop(after.insert(path.clone(), target.clone())),
+            _ => drop(after.remove(path)),
+        }
+    }
+    for (path, target) in &after {
+        let was_so = before.get(path) == Some(target) && escapes(&before, path);
+        if !was_so && escapes(&after, path) {
+            return Err(refused(path, "the symbolic link leads out of the repository"));
+        }
+    }
+    Ok(())
+}
 
 /// Whether the link at `path` leads out of the tree, through whatever other links there are.
 pub(crate) fn escapes(links: &Links, path: &[u8]) -> bool {
@@ -43,12 +64,28 @@ pub(crate) fn escapes(links: &Links, path: &[u8]) -> bool {
         let Some(target) = links.get(&here.join(&b'/')) else { continue };
         followed += 1;
         if followed > MAX_LINKS {
-            // The kernel gives up with ELOOP: it leads nowhere.
-            return false;
+            // The kernel gives up with ELOOP: it leads nowhere. Who takes paths by their words alone may not.
+            return links.get(path).is_some_and(|target| climbs(path, target));
         }
         here.pop();
         if !push(&mut ahead, target) {
             return true;
+        }
+    }
+    false
+}
+
+/// Whether a target, taken as words alone, climbs above the top.
+fn climbs(path: &[u8], target: &[u8]) -> bool {
+    let mut depth = path.iter().filter(|b| **b == b'/').count();
+    for name in target.split(|b| *b == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => match depth.checked_sub(1) {
+                Some(less) => depth = less,
+                None => return true,
+            },
+            _ => depth += 1,
         }
     }
     false
@@ -95,5 +132,7 @@ mod tests {
         assert!(escapes(&links(&[("out", "/etc"), ("l", "out/passwd")]), b"l"));
         // Given two that point at each other, then they lead nowhere.
         assert!(!escapes(&links(&[("a", "b"), ("b", "a/../../..")]), b"a"));
+        // But one that climbs by its words is refused though it does: not everybody follows links.
+        assert!(escapes(&links(&[("a", "b"), ("b", "a/../../..")]), b"b"));
     }
 }

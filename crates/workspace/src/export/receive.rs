@@ -47,7 +47,7 @@ pub(crate) fn read(
     mut records: impl Read,
     limits: &Limits,
     base: &Base,
-    store: &mut Store,
+    store: &mut impl Sink,
 ) -> Result<Changes> {
     let (mut changes, mut bytes, mut paths, mut links) = (Changes::new(), 0u64, 0u64, 0usize);
     loop {
@@ -165,6 +165,12 @@ fn cut_short(e: io::Error, path: Option<&[u8]>) -> WorkspaceError {
     }
 }
 
+/// Where contents go.
+pub(crate) trait Sink {
+    /// Takes `size` bytes of what will be at `path`, and returns their mark.
+    fn put(&mut self, path: &[u8], content: &mut impl Read, size: u64) -> Result<u64>;
+}
+
 /// A scratch object store that takes contents as they come: one `git fast-import`.
 pub(crate) struct Store {
     git: Git,
@@ -197,8 +203,29 @@ impl Store {
         Self { git, marks, run: None, facts: Vec::new() }
     }
 
-    /// Takes `size` bytes of what will be at `path`, and returns their mark.
-    pub(crate) fn put(&mut self, path: &[u8], content: &mut impl Read, size: u64) -> Result<u64> {
+    /// Waits until everything is stored.
+    pub(crate) fn close(self) -> Result<Stored> {
+        let Some(run) = self.run else { return Ok(Stored::default()) };
+        run.finish()?;
+        let text =
+            std::fs::read_to_string(&self.marks).map_err(|e| WorkspaceError::io("read", &self.marks, e))?;
+        let mut ids = vec![String::new(); self.facts.len()];
+        for line in text.lines() {
+            if let Some((mark, id)) = line.strip_prefix(':').and_then(|l| l.split_once(' '))
+                && let Some(slot) = mark.parse::<usize>().ok().and_then(|m| ids.get_mut(m.checked_sub(1)?))
+            {
+                id.clone_into(slot);
+            }
+        }
+        if ids.iter().any(String::is_empty) {
+            return Err(WorkspaceError::GitAnswer { verb: "fast-import".into(), repository: self.marks });
+        }
+        Ok(Stored { ids, facts: self.facts })
+    }
+}
+
+impl Sink for Store {
+    fn put(&mut self, path: &[u8], content: &mut impl Read, size: u64) -> Result<u64> {
         let mark = self.facts.len() as u64 + 1;
         let mut facts = Facts::default();
         let run = match &mut self.run {
@@ -224,26 +251,6 @@ impl Store {
                 _ => Err(WorkspaceError::io("write objects to", &self.marks, writing)),
             },
         }
-    }
-
-    /// Waits until everything is stored.
-    pub(crate) fn close(self) -> Result<Stored> {
-        let Some(run) = self.run else { return Ok(Stored::default()) };
-        run.finish()?;
-        let text =
-            std::fs::read_to_string(&self.marks).map_err(|e| WorkspaceError::io("read", &self.marks, e))?;
-        let mut ids = vec![String::new(); self.facts.len()];
-        for line in text.lines() {
-            if let Some((mark, id)) = line.strip_prefix(':').and_then(|l| l.split_once(' '))
-                && let Some(slot) = mark.parse::<usize>().ok().and_then(|m| ids.get_mut(m.checked_sub(1)?))
-            {
-                id.clone_into(slot);
-            }
-        }
-        if ids.iter().any(String::is_empty) {
-            return Err(WorkspaceError::GitAnswer { verb: "fast-import".into(), repository: self.marks });
-        }
-        Ok(Stored { ids, facts: self.facts })
     }
 }
 
