@@ -5,9 +5,9 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 
-use banger_model::ErrorCode;
+use banger_model::{ErrorCode, OpId};
 use banger_protocol::agent::frame::{Kind, Lane, SYNC_MAGIC, ack, token};
-use banger_protocol::agent::{Control, Reply, Request, decode, encode};
+use banger_protocol::agent::{Control, Reply, Request, decode, decode_opening, encode};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::runtime::Handle;
@@ -107,8 +107,8 @@ fn open<H: Handler>(mux: &Arc<Mux>, session: u32, id: u32, payload: &[u8], handl
             refusal(ErrorCode::Busy, format!("the agent serves {MAX_STREAMS} streams already")),
         );
     }
-    let request = match decode::<Request>(payload) {
-        Ok(request) => request,
+    let (request, context) = match decode_opening(payload) {
+        Ok(opening) => opening,
         Err(e) => {
             let sentence = format!("this agent does not know the request: {e}");
             return mux.refuse(id, session, refusal(ErrorCode::Unsupported, sentence));
@@ -124,7 +124,7 @@ fn open<H: Handler>(mux: &Arc<Mux>, session: u32, id: u32, payload: &[u8], handl
     let handler = handler.clone();
     tokio::spawn(async move {
         let close = CloseOnDrop(Arc::clone(&stream));
-        handler.handle(request, GuestStream { stream }).await;
+        handler.handle(request, GuestStream { stream, op_id: context.op_id }).await;
         drop(close);
     });
 }
@@ -145,9 +145,16 @@ fn refusal(code: ErrorCode, message: String) -> Bytes {
 #[derive(Debug, Clone)]
 pub struct GuestStream {
     stream: Arc<Stream>,
+    op_id: Option<OpId>,
 }
 
 impl GuestStream {
+    /// The host's operation that this is part of, if it said so.
+    #[must_use]
+    pub fn op_id(&self) -> Option<&OpId> {
+        self.op_id.as_ref()
+    }
+
     /// The next bytes of the In lane, or `None` at its end. Cancel-safe. The host gets credit for
     /// data when it is taken here.
     ///

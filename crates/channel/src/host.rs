@@ -4,12 +4,12 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 
-use banger_model::ErrorCode;
+use banger_model::{ErrorCode, OpId};
 use banger_protocol::agent::frame::{ACK_MAGIC, Kind, Lane, Nonce, flush_and_sync, token};
 use banger_protocol::agent::{
-    AgentHello, Control, ExitStatus, HostHello, Reply, Request, VERSION, decode, encode,
+    AgentHello, Context, Control, ExitStatus, HostHello, Reply, Request, VERSION, decode, encode, encode_opening,
 };
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -32,6 +32,8 @@ const MAX_SENTENCE: usize = 400;
 #[derive(Clone)]
 pub struct Session {
     shared: Arc<Shared>,
+    /// The operation that its requests are part of.
+    context: Option<Context>,
 }
 
 /// Ends the session's tasks when nobody holds it any more.
@@ -115,7 +117,15 @@ impl Session {
         });
         let tasks = [writer.abort_handle(), reader.abort_handle()];
         let (token, next, agent) = (token(&nonce), AtomicU32::new(1), OnceLock::new());
-        Ok(Self { shared: Arc::new(Shared { mux, token, next, over, tasks, agent }) })
+        let shared = Arc::new(Shared { mux, token, next, over, tasks, agent });
+        Ok(Self { shared, context: None })
+    }
+
+    /// The same session for the requests of one operation, whose id the agent then puts before what it logs about them.
+    #[must_use]
+    pub fn for_operation(&self, op_id: &OpId) -> Self {
+        let context = Context { op_id: Some(op_id.clone()) };
+        Self { shared: self.shared.clone(), context: Some(context) }
     }
 
     /// Exchanges introductions. An agent of another minor version is spoken to as far as it goes: from here on a
@@ -158,7 +168,7 @@ impl Session {
     /// When the session is over or carries too many streams.
     pub async fn open(&self, req: &Request) -> Result<(StreamSender, StreamReceiver), ChannelError> {
         self.knows(req)?;
-        let request = encode(req).map_err(ChannelError::Malformed)?;
+        let request = encode_opening(req, self.context.as_ref()).map_err(ChannelError::Malformed)?;
         if request.len() > banger_protocol::agent::frame::MAX_PAYLOAD {
             return Err(ChannelError::Malformed(format!("the request has {} bytes", request.len())));
         }
@@ -327,7 +337,7 @@ impl StreamSender {
         InWriter::new(self)
     }
 
-    pub(crate) fn poll_send(&self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<Result<(), ChannelError>> {
+    pub(crate) fn poll_send(&self, cx: &mut task::Context<'_>, data: &mut Bytes) -> Poll<Result<(), ChannelError>> {
         self.handle.stream.poll_send(cx, Lane::In, data)
     }
 
@@ -370,7 +380,7 @@ impl StreamReceiver {
 
     pub(crate) fn poll_next(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut task::Context<'_>,
     ) -> Poll<Result<Option<StreamEvent>, ChannelError>> {
         let event = match std::task::ready!(self.handle.stream.poll_next(cx, Want::Any))? {
             None => return Poll::Ready(Ok(None)),

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use banger_model::OpId;
-use banger_protocol::api::{ErrorEnvelope, Event, NDJSON, OP_HEADER};
+use banger_protocol::api::{DETACH, ErrorEnvelope, Event, NDJSON, News, OP_HEADER, PREFER};
 use banger_protocol::exec::UPGRADE;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -150,6 +150,17 @@ impl Client {
         parse(&collect(checked(response).await?.into_body()).await?)
     }
 
+    /// Asks for a change that goes on without this client; the answer says which operation it is.
+    pub(crate) async fn detached<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T> {
+        let (response, _connection) = self.send(method, path, body, Some(DETACH)).await?;
+        parse(&collect(checked(response).await?.into_body()).await?)
+    }
+
     /// Asks for something whose body is a stream of bytes.
     pub(crate) async fn stream<B: Serialize>(
         &self,
@@ -195,6 +206,7 @@ impl Client {
             Some(UPGRADE) => {
                 request = request.header(CONNECTION, "Upgrade").header(UPGRADE_HEADER, UPGRADE);
             }
+            Some(DETACH) => request = request.header(PREFER, DETACH),
             Some(media) => request = request.header(ACCEPT, media),
             None => {}
         }
@@ -347,11 +359,19 @@ async fn collect(body: Incoming) -> Result<Bytes> {
 
 /// The event in a line; nothing for a kind that a newer daemon has added.
 fn event(line: &[u8]) -> Result<Option<Event>> {
+    known(line, &["progress", "notice", "result", "error"])
+}
+
+/// The news in a line; nothing for a kind that a newer daemon has added.
+pub(crate) fn news(line: &[u8]) -> Result<Option<News>> {
+    known(line, &["watching", "operation", "vm", "vm_deleted", "missed"])
+}
+
+fn known<T: DeserializeOwned>(line: &[u8], known: &[&str]) -> Result<Option<T>> {
     #[derive(Deserialize)]
     struct Tagged {
         r#type: String,
     }
-    let known = ["progress", "notice", "result", "error"];
     match serde_json::from_slice::<Tagged>(line) {
         Ok(tagged) if !known.contains(&tagged.r#type.as_str()) => Ok(None),
         _ => parse(line).map(Some),

@@ -79,6 +79,19 @@ impl Progress {
         self.pending = None;
     }
 
+    /// The operation of somebody else is there now.
+    pub(crate) fn show(&mut self, operation: &api::OperationView) {
+        let (Some(stage), Some(message)) = (&operation.stage, &operation.message) else { return };
+        let since_start = jiff::Timestamp::now().duration_since(operation.started_at);
+        self.update(&api::Progress {
+            stage: stage.clone(),
+            message: message.clone(),
+            percent: operation.percent,
+            since_start_ms: u64::try_from(since_start.as_millis()).unwrap_or(0),
+            since_last_stage_ms: 0,
+        });
+    }
+
     /// Something to know, once.
     pub(crate) fn notice(&self, message: &str) {
         let text = format!("{}{message}", self.label);

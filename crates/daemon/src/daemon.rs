@@ -119,14 +119,27 @@ impl Daemon {
         let ending = token.clone();
         let serve =
             axum::serve(listener, router).with_graceful_shutdown(async move { ending.cancelled().await });
+        // What is under way unwinds while there is somebody to do it; what goes on none the less (a stop, a delete) is
+        // finished by the next daemon.
         let drained = async {
             token.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
+            let unwound = tokio::time::timeout(DRAIN, self.operations.cancel_all()).await;
+            if unwound.is_err() {
+                tracing::info!("operations were cut off");
+            }
         };
-        tokio::select! {
-            served = serve.into_future() => served.map_err(|e| Error::internal(format!("serving failed: {e}")))?,
-            () = drained => tracing::info!("requests were cut off"),
-        }
+        let served = async {
+            let served = tokio::select! {
+                served = serve.into_future() => served.map_err(|e| Error::internal(format!("serving failed: {e}"))),
+                () = async { token.cancelled().await; tokio::time::sleep(DRAIN).await } => {
+                    tracing::info!("requests were cut off");
+                    Ok(())
+                }
+            };
+            token.cancel();
+            served
+        };
+        tokio::join!(served, drained).0?;
         let _ = std::fs::remove_file(self.dirs.runtime.socket());
         tracing::info!("daemon ended");
         Ok(())

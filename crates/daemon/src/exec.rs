@@ -53,7 +53,7 @@ pub(crate) async fn open(op: &Op, vm: &Vm, live: &Live, request: ExecRequest) ->
         stdin: request.stdin,
         op_id: op.id().to_string(),
     };
-    let agent = op.or_cancelled(live.agent()).await?;
+    let agent = op.or_cancelled(live.agent_for(op)).await?;
     let (sender, receiver) = agent.open(&Request::Exec(spec)).await?;
     let timeout = request.timeout_ms.map(Duration::from_millis);
     Ok(Exec { sender, receiver, timeout, vm: vm.name.to_string() })

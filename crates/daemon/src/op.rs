@@ -30,6 +30,7 @@ struct Inner {
     all: Arc<Operations>,
     events: Option<mpsc::Sender<Event>>,
     cancel: CancellationToken,
+    over: CancellationToken,
     started_at: Timestamp,
     clock: Mutex<Clock>,
 }
@@ -79,6 +80,7 @@ impl Op {
             all,
             events,
             cancel: CancellationToken::new(),
+            over: CancellationToken::new(),
             started_at: Timestamp::now(),
             clock: Mutex::new(clock),
         };
@@ -172,7 +174,7 @@ impl Op {
         if clock.stage != stage {
             clock.stage_start = now;
             clock.stage = stage.to_owned();
-            tracing::info!(stage, message, since_start_ms = ms(now.duration_since(clock.start)), "stage");
+            tracing::info!(stage, detail = message, since_start_ms = ms(now.duration_since(clock.start)), "stage");
         }
         clock.message.clone_from(&message);
         clock.percent = percent;
@@ -191,7 +193,7 @@ impl Op {
     /// Tells the user something, once.
     pub(crate) fn notice(&self, message: impl Into<String>) {
         let message = message.into();
-        tracing::info!(message, "notice");
+        tracing::info!(detail = message, "notice");
         self.send(Event::Notice { message });
     }
 
@@ -220,7 +222,13 @@ impl Op {
         }
         clock.ended = Some(Ended { at: Timestamp::now(), error: error.cloned() });
         drop(clock);
+        self.inner.over.cancel();
         self.inner.all.moved(self);
+    }
+
+    /// Waits until it is over.
+    pub(crate) async fn over(&self) {
+        self.inner.over.cancelled().await;
     }
 
     /// Whether it is over.

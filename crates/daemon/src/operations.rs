@@ -109,6 +109,20 @@ impl Operations {
         }
     }
 
+    /// Tells those under way to end and unwind, and waits until they have.
+    pub(crate) async fn cancel_all(&self) {
+        let under_way: Vec<Op> = {
+            let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+            list.iter().filter(|op| !op.has_ended()).cloned().collect()
+        };
+        for op in &under_way {
+            op.cancel_token().cancel();
+        }
+        for op in &under_way {
+            op.over().await;
+        }
+    }
+
     /// What happens from now on.
     #[must_use]
     pub(crate) fn watch(&self) -> broadcast::Receiver<News> {

@@ -8,7 +8,6 @@ use banger_model::Error;
 use clap::ValueEnum;
 use clap_complete::engine::CompletionCandidate;
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
-use serde::Deserialize;
 
 use crate::client::Client;
 use crate::context::Context;
@@ -72,15 +71,20 @@ pub(crate) fn catalog(word: &OsStr) -> Vec<CompletionCandidate> {
     names("/v1/kernels/available", word)
 }
 
-#[derive(Debug, Deserialize)]
-struct Named {
-    name: String,
+/// Ids of operations.
+pub(crate) fn operations(word: &OsStr) -> Vec<CompletionCandidate> {
+    fields("/v1/operations", "id", word)
 }
 
 fn names(path: &str, word: &OsStr) -> Vec<CompletionCandidate> {
+    fields(path, "name", word)
+}
+
+/// What the elements of a list call themselves.
+fn fields(path: &str, field: &str, word: &OsStr) -> Vec<CompletionCandidate> {
     let ask = async {
         let client = Client::without_start(Place::from_env()?);
-        client.get::<Vec<Named>>(path).await
+        client.get::<Vec<serde_json::Value>>(path).await
     };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return Vec::new();
@@ -89,8 +93,9 @@ fn names(path: &str, word: &OsStr) -> Vec<CompletionCandidate> {
     let Ok(Ok(found)) = found else { return Vec::new() };
     let word = word.to_string_lossy();
     found
-        .into_iter()
-        .filter(|n| n.name.starts_with(&*word))
-        .map(|n| CompletionCandidate::new(n.name))
+        .iter()
+        .filter_map(|element| element.get(field)?.as_str())
+        .filter(|name| name.starts_with(&*word))
+        .map(CompletionCandidate::new)
         .collect()
 }

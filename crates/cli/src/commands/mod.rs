@@ -4,8 +4,10 @@ mod args;
 pub(crate) mod completion;
 mod daemon;
 mod doctor;
+mod events;
 mod image;
 mod kernel;
+mod operation;
 mod version;
 mod vm;
 
@@ -58,6 +60,10 @@ pub(crate) enum Command {
     /// Kernels that VMs boot with
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
+    /// What the daemon is doing, and has done lately
+    #[command(subcommand)]
+    Operation(operation::OperationCommand),
+    Events(events::Args),
     /// The background process that owns the VMs' records
     #[command(subcommand)]
     Daemon(daemon::DaemonCommand),
@@ -114,6 +120,8 @@ impl Command {
             Self::Vm(command) => command.run(context).await,
             Self::Image(command) => command.run(context).await,
             Self::Kernel(command) => command.run(context).await,
+            Self::Operation(command) => command.run(context).await,
+            Self::Events(args) => events::run(&args, context).await,
             Self::Daemon(command) => command.run(context).await,
             Self::Doctor(args) => doctor::run(&args, context).await,
             Self::Version(args) => version::run(&args, context),

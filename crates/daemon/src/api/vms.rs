@@ -36,7 +36,7 @@ pub(crate) async fn list(
     State(daemon): App,
     Query(query): Query<ListQuery>,
 ) -> Result<axum::Json<Vec<VmView>>, Failure> {
-    Ok(axum::Json(daemon.vms.list(query.all)?))
+    Ok(axum::Json(daemon.vms.list(query.all).await?))
 }
 
 /// Makes a VM, starts it and copies a repository in: all or nothing.
@@ -76,7 +76,7 @@ pub(crate) async fn create(
 #[utoipa::path(get, path = "/v1/vms/{vm}", params(("vm" = String, Path)), responses((status = 200, body = VmView),
     (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn show(State(daemon): App, Path(vm): Path<String>) -> Result<axum::Json<VmView>, Failure> {
-    Ok(axum::Json(daemon.vms.show(&vm)?))
+    Ok(axum::Json(daemon.vms.show(&vm).await?))
 }
 
 /// Deletes a VM and all it owns.
@@ -180,7 +180,7 @@ pub(crate) async fn prepare(
         op.about(&vm.name);
         let pack = daemon.workspaces.pack(&op, &request);
         let packed = daemon.vms.step(&op, &vm.id, "pack", pack).await?;
-        let send = async { daemon.workspaces.send(&op, &vm.id, &live.agent().await?, packed).await };
+        let send = async { daemon.workspaces.send(&op, &vm.id, &live.agent_for(&op).await?, packed).await };
         daemon.vms.step(&op, &vm.id, "send", send).await
     };
     operation(asked, work).await

@@ -1,6 +1,9 @@
 //! Machines that run: the session with the agent, made when first needed and again when it broke,
 //! and the watcher that turns the end of a VMM into a state.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +13,19 @@ use banger_protocol::agent::{AgentHello, VERSION};
 use banger_vmm::{ExitInfo, ExitReason, Machine, console};
 
 use super::Vms;
+use super::start::failed;
 use crate::op::{Op, random_bytes};
 
 /// How long an agent that has answered before may take to answer again.
 const REANSWER: Duration = Duration::from_secs(10);
 /// Lines of the console in an error.
-pub(crate) const CONSOLE_LINES: usize = 15;
+const CONSOLE_LINES: usize = 15;
+/// Lines of the console that are looked at: a panic's trace is long.
+const TRACE_LINES: usize = 400;
+/// The guest's console in a directory of logs.
+const CONSOLE: &str = "console.log";
+/// How the line between two boots begins.
+const BOOT_MARK: &str = "[banger: booted again at ";
 
 /// A machine that runs, and the one session with its agent.
 #[derive(Debug)]
@@ -31,11 +41,19 @@ impl Live {
         &self.machine
     }
 
+    /// The session with the agent, for the requests of one operation.
+    ///
+    /// # Errors
+    /// As [`Live::agent`].
+    pub(crate) async fn agent_for(&self, op: &Op) -> Result<Session> {
+        Ok(self.agent().await?.for_operation(op.id()))
+    }
+
     /// The session with the agent. Waits at most as long as an agent that works needs.
     ///
     /// # Errors
     /// `guest_failed` when the agent does not answer, `unavailable` while it waits for disk space.
-    pub(crate) async fn agent(&self) -> Result<Session> {
+    async fn agent(&self) -> Result<Session> {
         self.not_stalled()?;
         let mut slot = self.session.lock().await;
         if let Some(session) = slot.as_ref().filter(|s| !s.is_closed()) {
@@ -95,8 +113,8 @@ impl Vms {
     }
 
     async fn settle_ended(self: &Arc<Self>, op: &Op, id: &VmId, exit: ExitInfo, lock: &super::VmLock) {
-        let tail = self.console_tail(id).await;
-        let panicked = tail.iter().any(|line| line.contains("Kernel panic"));
+        let said = self.console(id).await;
+        let panicked = said.panicked;
         tracing::info!(vm_id = %id, reason = exit.reason.as_str(), signal = exit.signal, "machine ended");
         if let Err(error) = self.tear_down(op, id).await {
             tracing::warn!(vm_id = %id, %error, "teardown after the machine's end was not clean");
@@ -107,9 +125,12 @@ impl Vms {
         }
         let failure = match exit.reason {
             ExitReason::GuestShutdown | ExitReason::Host if !panicked => None,
-            _ => Some(unexpected_end(&exit, panicked, &tail)),
+            _ => Some(unexpected_end(&exit, panicked, &said.lines)),
         };
         let state = if failure.is_some() { VmState::Error } else { VmState::Stopped };
+        if let Some(failure) = &failure {
+            tracing::warn!(vm_id = %id, code = %failure.code, error = failure.message, "a machine ended unasked");
+        }
         let recorded = self.change(op, id, |vm| {
             vm.state = state;
             vm.last_error = failure;
@@ -129,9 +150,9 @@ impl Vms {
         }
     }
 
-    /// The console's last lines, made harmless for terminals.
-    pub(super) async fn console_tail(&self, id: &VmId) -> Vec<String> {
-        console_tail(self.dirs.state.vm(id)).await
+    /// What the console says of the last boot.
+    pub(super) async fn console(&self, id: &VmId) -> Said {
+        console_of(self.dirs.state.vm(id)).await
     }
 
     /// Keeps the consoles of all running VMs under their cap, for ever.
@@ -152,15 +173,56 @@ impl Vms {
     }
 }
 
-/// The last lines of the console in a directory of logs.
-pub(super) async fn console_tail(dir: std::path::PathBuf) -> Vec<String> {
-    let path = dir.join("console.log");
-    tokio::task::spawn_blocking(move || console::tail(&path, CONSOLE_LINES)).await.unwrap_or_default()
+/// What a console says of a machine's last boot.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    /// The last lines, or those that tell of the panic; made harmless for terminals.
+    pub(super) lines: Vec<String>,
+    /// Whether the kernel panicked.
+    pub(super) panicked: bool,
+}
+
+impl Said {
+    fn of(all: &[String]) -> Self {
+        let boot = all.iter().rposition(|line| line.contains(BOOT_MARK)).map_or(0, |mark| mark + 1);
+        let lines = all.get(boot..).unwrap_or_default();
+        let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+        // Behind the panic's own line there is a long trace: what led to it tells more.
+        let end = panic.map_or(lines.len(), |at| lines.len().min(at + CONSOLE_LINES / 2));
+        let from = end.saturating_sub(CONSOLE_LINES);
+        Self { lines: lines.get(from..end).unwrap_or_default().to_vec(), panicked: panic.is_some() }
+    }
+}
+
+/// What the console in a directory of logs says of the last boot.
+pub(super) async fn console_of(dir: PathBuf) -> Said {
+    let path = dir.join(CONSOLE);
+    let read = move || Said::of(&console::tail(&path, TRACE_LINES));
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
+}
+
+/// Marks in the console that another boot begins here, so that nobody takes an old panic for a new one.
+pub(super) fn mark_boot(dir: &Path) -> Result<()> {
+    let path = dir.join(CONSOLE);
+    if !std::fs::metadata(&path).is_ok_and(|m| m.len() > 0) {
+        return Ok(());
+    }
+    let marked = OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .and_then(|mut file| writeln!(file, "\r\n{BOOT_MARK}{:.0}]\r", jiff::Timestamp::now()));
+    match marked {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("write", &path, &e)),
+        _ => Ok(()),
+    }
 }
 
 fn unexpected_end(exit: &ExitInfo, panicked: bool, tail: &[String]) -> LastError {
     let what = match (panicked, exit.signal) {
         (true, _) => "the guest's kernel panicked".to_owned(),
+        (false, Some(9)) => {
+            "the machine monitor was killed by signal 9: by somebody, or by a host that ran out of memory".to_owned()
+        }
         (false, Some(signal)) => format!("the machine monitor was killed by signal {signal}"),
         (false, None) => exit.reason.as_str().to_owned(),
     };
@@ -181,4 +243,42 @@ pub(crate) fn boot_failed(vm: &Vm, why: &str, tail: &[String]) -> Error {
     };
     Error::new(ErrorCode::BootFailed, format!("VM '{}' did not boot: {why}{said}", vm.name))
         .with_hint("'banger doctor' checks the host; another kernel or image: '--kernel', '--image'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(lines: &[&str]) -> Said {
+        Said::of(&lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn an_old_boots_panic_is_not_this_ones() {
+        let mark = format!("{BOOT_MARK}2026-01-01T00:00:00Z]");
+        let lines = ["Kernel panic - not syncing: old", "trace", &mark, "hello"];
+        assert_eq!(said(&lines), Said { lines: vec!["hello".to_owned()], panicked: false });
+        assert!(said(&lines[..2]).panicked);
+        assert_eq!(said(&[]), Said::default());
+    }
+
+    #[test]
+    fn a_panics_own_words_are_not_pushed_out_by_its_trace() {
+        let trace = vec!["frame"; 100];
+        let said = said(&[&["sysrq: Trigger a crash", "Kernel panic - not syncing: x"], &trace[..]].concat());
+        assert!(said.panicked && said.lines.len() <= CONSOLE_LINES);
+        assert!(said.lines.iter().any(|line| line.contains("sysrq")), "{said:?}");
+    }
+
+    #[test]
+    fn a_second_boot_is_marked_in_the_console_and_a_first_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        mark_boot(dir.path()).unwrap();
+        let path = dir.path().join(CONSOLE);
+        assert!(!path.exists());
+        std::fs::write(&path, "login: ").unwrap();
+        mark_boot(dir.path()).unwrap();
+        let lines = console::tail(&path, 10);
+        assert!(lines.len() == 2 && lines[1].starts_with(BOOT_MARK), "{lines:?}");
+    }
 }

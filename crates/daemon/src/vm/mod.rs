@@ -31,6 +31,7 @@ mod teardown;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use banger_model::{
     DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result, Vm, VmId, VmState, VmView,
@@ -48,6 +49,11 @@ use crate::startup::Dirs;
 
 pub(crate) use live::Live;
 pub(crate) use stop::STOP_TIMEOUT;
+
+/// How long a read waits for the record of a machine that has just ended.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Between two looks at such a record.
+const AGAIN: Duration = Duration::from_millis(2);
 
 /// The service.
 #[derive(Debug)]
@@ -113,19 +119,42 @@ impl Vms {
     ///
     /// # Errors
     /// `not_found`, `ambiguous`.
-    pub(crate) fn show(&self, reference: &str) -> Result<VmView> {
-        Ok(self.view(self.find(reference)?))
+    pub(crate) async fn show(&self, reference: &str) -> Result<VmView> {
+        let vm = self.find(reference)?;
+        self.settled(std::slice::from_ref(&vm)).await;
+        Ok(self.view(self.find(vm.id.as_str())?))
     }
 
     /// All VMs, or those that are up.
     ///
     /// # Errors
     /// When the database fails.
-    pub(crate) fn list(&self, all: bool) -> Result<Vec<VmView>> {
-        let views = self.store.vms()?.into_iter().map(|vm| self.view(vm));
+    pub(crate) async fn list(&self, all: bool) -> Result<Vec<VmView>> {
+        let vms = self.store.vms()?;
+        let vms = if self.settled(&vms).await { self.store.vms()? } else { vms };
+        let views = vms.into_iter().map(|vm| self.view(vm));
         Ok(views
             .filter(|vm| all || !matches!(vm.state, VmState::Created | VmState::Stopped | VmState::Error))
             .collect())
+    }
+
+    /// Gives machines that have just ended a moment to be written down as what they are; true when there was one.
+    async fn settled(&self, vms: &[Vm]) -> bool {
+        let up = |vm: &Vm| matches!(vm.state, VmState::Running | VmState::Paused);
+        let alive = |id: &VmId| self.live(id).is_some_and(|l| l.machine().exited().is_none());
+        let mut any = false;
+        let wait = async {
+            for vm in vms.iter().filter(|vm| up(vm) && !alive(&vm.id)) {
+                any = true;
+                while matches!(self.store.vm(&vm.id), Ok(Some(now)) if up(&now)) && !alive(&vm.id) {
+                    // Whoever settles it has the lock, or is about to take it.
+                    drop(self.lock_of(&vm.id).lock_owned().await);
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE, wait).await;
+        any
     }
 
     /// The view of a record: its state is the record's, but "running" only while its VMM lives.
@@ -135,7 +164,7 @@ impl Vms {
         let alive = live.as_ref().is_some_and(|l| l.machine().exited().is_none());
         let stalled = live.as_ref().filter(|_| alive).and_then(|l| l.not_stalled().err());
         let state = match vm.state {
-            VmState::Running | VmState::Paused if !alive => VmState::Stopped,
+            VmState::Running | VmState::Paused if !alive => VmState::Stopping,
             VmState::Running if stalled.is_some() => VmState::Paused,
             state => state,
         };

@@ -118,7 +118,7 @@ impl Vms {
             ));
         }
         let panicked = matches!(vm.state, VmState::Running | VmState::Paused)
-            && self.console_tail(&vm.id).await.iter().any(|line| line.contains("Kernel panic"));
+            && self.console(&vm.id).await.panicked;
         let state = match vm.state {
             state if is_settled(state) => state,
             VmState::Starting if vm.started_at.is_none() => VmState::Created,

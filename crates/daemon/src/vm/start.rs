@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use super::capability::{self, Context, Hooks, StepName};
 use super::disk;
 use super::handles::Handles;
-use super::live::{boot_failed, console_tail, greet};
+use super::live::{boot_failed, console_of, greet, mark_boot};
 use super::teardown;
 use super::{VmLock, Vms};
 use crate::op::Op;
@@ -195,7 +195,9 @@ impl Vms {
             Work::Own { run, .. } => run(self, start).await,
             Work::PrepareHost(index) => self.prepare_host(start, *index).await,
             Work::ConfigureGuest(index) => match (start.plugged.get_mut(*index), &start.agent) {
-                (Some(hooks), Some((agent, _))) => hooks.configure_guest(agent).await,
+                (Some(hooks), Some((agent, _))) => {
+                    hooks.configure_guest(&agent.for_operation(start.op.id())).await
+                }
                 _ => Err(Error::internal("a guest without an agent")),
             },
         }
@@ -278,6 +280,7 @@ impl Vms {
         let dir = self.dirs.state.vm(&vm.id);
         let log_dir = self.log_dir(start);
         make_dir(&log_dir)?;
+        mark_boot(&log_dir)?;
         let files = start.files.as_ref().ok_or_else(|| Error::internal("no boot files"))?;
         let image = self.artifacts.image_file(&vm.image_digest)?;
         let fs = banger_model::RootFsType::Squashfs;
@@ -336,7 +339,7 @@ impl Vms {
             }
             self.launch_machine(start, true).await?;
             if !self.answered(start, limit).await? {
-                let tail = console_tail(self.log_dir(start)).await;
+                let tail = console_of(self.log_dir(start)).await.lines;
                 return Err(boot_failed(
                     &start.vm,
                     &format!("its agent did not answer within {} s, twice", limit.as_secs()),
@@ -373,7 +376,7 @@ impl Vms {
     }
 
     async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
-        let tail = console_tail(self.log_dir(start)).await;
+        let tail = console_of(self.log_dir(start)).await.lines;
         boot_failed(&start.vm, exit.reason.as_str(), &tail)
     }
 

@@ -91,7 +91,7 @@ impl Vms {
     async fn power_down(self: &Arc<Self>, op: &Op, vm: &Vm, live: &Live, timeout: Duration) -> Result<()> {
         let id = &vm.id;
         op.stage("power_off", format!("powering off ({})", vm.name), None);
-        let power_off = async { Ok(powered_off(live, timeout).await) };
+        let power_off = async { Ok(powered_off(op, live, timeout).await) };
         let off = self.step(op, id, "power_off", power_off).await;
         let end = async {
             if !off.as_ref().is_ok_and(|off| *off) {
@@ -100,7 +100,7 @@ impl Vms {
                     vm.name,
                     timeout.as_secs()
                 ));
-                flush(live).await;
+                flush(op, live).await;
                 if let Err(error) = live.machine().stop().await {
                     tracing::warn!(vm = %vm.name, %error, "the machine monitor did not quit; killing it");
                 }
@@ -274,9 +274,9 @@ impl Vms {
 }
 
 /// Asks the guest to power off and waits.
-async fn powered_off(live: &Live, timeout: Duration) -> bool {
+async fn powered_off(op: &Op, live: &Live, timeout: Duration) -> bool {
     let asked = async {
-        let agent = live.agent().await?;
+        let agent = live.agent_for(op).await?;
         Ok::<_, Error>(agent.call(&Request::Shutdown { mode: ShutdownMode::PowerOff }).await?)
     };
     let ends = async {
@@ -290,9 +290,9 @@ async fn powered_off(live: &Live, timeout: Duration) -> bool {
 }
 
 /// Asks the guest to write its file systems out.
-async fn flush(live: &Live) {
+async fn flush(op: &Op, live: &Live) {
     let synced = async {
-        let agent = live.agent().await?;
+        let agent = live.agent_for(op).await?;
         Ok::<_, Error>(agent.call(&Request::Sync).await?)
     };
     match tokio::time::timeout(SYNC_LIMIT, synced).await {

@@ -4,6 +4,7 @@ use banger_model::{Image, ImageName};
 use banger_protocol::api::BuildImage;
 use hyper::Method;
 
+use crate::commands::operation;
 use crate::context::Context;
 use crate::error::Result;
 
@@ -24,6 +25,9 @@ pub(crate) struct Args {
     /// Leave out the default development packages
     #[arg(long)]
     minimal: bool,
+    /// Do not wait: print the id of the operation that does it
+    #[arg(short, long)]
+    detach: bool,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
@@ -34,6 +38,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
         include: args.include,
         minimal: args.minimal,
     };
+    if args.detach {
+        return operation::detached("/v1/images/build", &request, context).await;
+    }
     let mut progress = context.board.track(None);
     let image: Image =
         context.client()?.change(Method::POST, "/v1/images/build", Some(&request), &mut progress).await?;

@@ -5,7 +5,7 @@ use banger_protocol::api::PullKernel;
 use clap_complete::engine::ArgValueCompleter;
 use hyper::Method;
 
-use crate::commands::completion;
+use crate::commands::{completion, operation};
 use crate::context::Context;
 use crate::error::Result;
 
@@ -18,10 +18,16 @@ pub(crate) struct Args {
     /// Get it again although it is there
     #[arg(short, long)]
     force: bool,
+    /// Do not wait: print the id of the operation that does it
+    #[arg(short, long)]
+    detach: bool,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let request = PullKernel { name: args.name, force: args.force };
+    if args.detach {
+        return operation::detached("/v1/kernels/pull", &request, context).await;
+    }
     let mut progress = context.board.track(None);
     let kernel: Kernel =
         context.client()?.change(Method::POST, "/v1/kernels/pull", Some(&request), &mut progress).await?;

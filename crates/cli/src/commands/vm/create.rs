@@ -5,6 +5,7 @@ use hyper::Method;
 
 use super::timings;
 use crate::commands::args::MachineArgs;
+use crate::commands::operation;
 use crate::context::Context;
 use crate::error::Result;
 
@@ -16,6 +17,9 @@ pub(crate) struct Args {
     /// Do not start it
     #[arg(long)]
     no_start: bool,
+    /// Do not wait: print the id of the operation that does it
+    #[arg(short, long, conflicts_with = "timings")]
+    detach: bool,
     /// Show how long each step took
     #[arg(long)]
     timings: bool,
@@ -23,6 +27,9 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let request = CreateVm { no_start: args.no_start, ..args.machine.into_request() };
+    if args.detach {
+        return operation::detached("/v1/vms", &request, context).await;
+    }
     let mut progress = context.board.track(None);
     let created: CreatedVm =
         context.client()?.change(Method::POST, "/v1/vms", Some(&request), &mut progress).await?;

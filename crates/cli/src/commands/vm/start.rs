@@ -1,11 +1,12 @@
 //! `banger vm start`
 
-use banger_protocol::api::CreatedVm;
+use banger_protocol::api::{CreatedVm, OperationView};
 use hyper::Method;
 
 use super::timings;
 use crate::client::path;
 use crate::commands::args::VmsArg;
+use crate::commands::operation;
 use crate::context::Context;
 use crate::error::Result;
 use crate::many;
@@ -16,6 +17,9 @@ use crate::table::seconds;
 pub(crate) struct Args {
     #[command(flatten)]
     which: VmsArg,
+    /// Do not wait: print the ids of the operations that do it
+    #[arg(short, long, conflicts_with = "timings")]
+    detach: bool,
     /// Show how long each step took
     #[arg(long)]
     timings: bool,
@@ -24,6 +28,13 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
     let vms = args.which.vms;
+    if args.detach {
+        let begun = many::each(&client, &vms, |client, vm| async move {
+            client.detached::<(), OperationView>(Method::POST, &path("vms", &vm, "/start"), None).await
+        })
+        .await?;
+        return many::finish(context, &vms, begun, |begun| operation::begun(begun, context));
+    }
     let several = vms.len() > 1;
     let results = many::each(&client, &vms, |client, vm| {
         let mut progress = context.board.track(several.then_some(&*vm));

@@ -142,7 +142,7 @@ async fn on_live<T>(
     work: impl FnOnce(Vm, Session) -> BoxFuture<'static, Result<T>>,
 ) -> Result<T> {
     let name = vm.name.clone();
-    let agent = op.or_cancelled(live.agent()).await.map_err(|e| match e.code {
+    let agent = op.or_cancelled(live.agent_for(op)).await.map_err(|e| match e.code {
         ErrorCode::GuestFailed => e.with_hint(format!(
             "'banger vm kill {name}', then try again: this works on a VM that is off, too"
         )),
