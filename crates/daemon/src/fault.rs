@@ -125,6 +125,13 @@ impl Faults {
                 self.die().await
             }
             Some(Action::KillVmm) => {
+                let kill_vmm = || {
+                    let killed = kill_vmm();
+                    if killed {
+                        tracing::warn!(operation, step, "a machine monitor was killed, as asked for");
+                    }
+                    killed
+                };
                 let kill = async {
                     while !kill_vmm() {
                         tokio::time::sleep(LOOK).await;

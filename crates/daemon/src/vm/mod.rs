@@ -68,6 +68,8 @@ pub(crate) struct Vms {
     live: Mutex<HashMap<VmId, Arc<Live>>>,
     locks: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
     operations: Arc<Operations>,
+    /// Something could not be torn down whole.
+    unclean: tokio::sync::Notify,
     shutdown: tokio_util::sync::CancellationToken,
 }
 
@@ -102,8 +104,21 @@ impl Vms {
     #[must_use]
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { store, artifacts, dirs, config, host, drivers, companions, operations, shutdown } = parts;
-        let (live, locks) = (Mutex::default(), Mutex::default());
-        Self { store, artifacts, dirs, config, host, drivers, companions, live, locks, operations, shutdown }
+        let (live, locks, unclean) = (Mutex::default(), Mutex::default(), tokio::sync::Notify::new());
+        Self {
+            store,
+            artifacts,
+            dirs,
+            config,
+            host,
+            drivers,
+            companions,
+            live,
+            locks,
+            operations,
+            unclean,
+            shutdown,
+        }
     }
 
     /// The record that a reference means.

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use banger_model::{Error, ErrorCode, LastError, Result, Vm, VmId, VmState};
 use banger_vmm::process::all_marked;
+use futures_util::FutureExt as _;
 
 use super::handles::Handles;
 use super::teardown::{end_all, remove_tree};
@@ -19,6 +20,8 @@ use crate::op::Op;
 const EPHEMERAL_GRACE: Duration = Duration::from_secs(60);
 /// How often it looks again.
 const TICK: Duration = Duration::from_secs(30);
+/// How soon what an operation could not clean up is tried again.
+const SOON: Duration = Duration::from_secs(1);
 /// What belongs to nobody goes when it is this old: younger, it may be just in the making.
 const ORPHANED: Duration = Duration::from_secs(60);
 
@@ -43,10 +46,13 @@ impl Vms {
             tokio::select! {
                 () = self.shutdown.cancelled() => return,
                 () = tokio::time::sleep(TICK) => {}
+                () = self.unclean.notified() => tokio::time::sleep(SOON).await,
             }
             if let Err(error) = self.look_again().await {
                 tracing::warn!(%error, "the records could not be compared with the truth");
             }
+            // What could not be cleaned up this time either has time until the next.
+            let _ = self.unclean.notified().now_or_never();
         }
     }
 

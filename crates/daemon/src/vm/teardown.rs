@@ -64,7 +64,11 @@ impl Vms {
         };
         let forgotten = self.step(op, id, "handles", forget).await;
         errors.extend(forgotten.err().map(|e| e.to_string()));
-        if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        self.unclean.notify_one();
+        Err(Error::internal(errors.join("; ")))
     }
 
     /// Everything that may still run for a VM. Takes it out of the list of those that live.
