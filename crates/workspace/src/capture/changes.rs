@@ -32,19 +32,14 @@ impl Survey {
     }
 }
 
-/// Files of the git directory that are of the past: refs that moved (the guest's own loose one
-/// would win over nothing), and what is not there any more.
+/// Files of the git directory that are of the past. A loose ref goes before a packed one of old, so none that
+/// stays is taken away.
 fn in_git(each: &Surveyed, old: &PartFacts) -> Vec<ByteString> {
     let now = digests(&each.git_files);
     let refs = &each.part.refs.objects;
     let gone_files = old.git_files.keys().filter(|name| !now.contains_key(*name));
     let gone_refs = old.refs.keys().filter(|name| !refs.contains_key(*name));
-    let mut names: Vec<&String> = gone_files.chain(gone_refs).collect();
-    // The branch is where the host has it, also when the guest moved it and the host did not.
-    let own = each.part.start.branch.as_ref().map(|branch| format!("refs/heads/{branch}"));
-    names.extend(&own);
-    names.sort();
-    names.dedup();
+    let names = gone_files.chain(gone_refs);
     let below = |name: &String| [old.git_dir.as_bytes(), b"/", name.as_bytes()].concat();
-    names.into_iter().map(|name| ByteString(below(name))).collect()
+    names.map(|name| ByteString(below(name))).collect()
 }

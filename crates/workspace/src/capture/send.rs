@@ -131,9 +131,14 @@ impl<W: Write> Sending<W> {
         }
         match old {
             None => small.push((below("/packed-refs"), part.refs.packed())),
-            // The guest may have packed refs of its own; a loose one goes before a packed one.
+            // The guest may have packed refs of its own; a loose one goes before a packed one. The
+            // branch is where the host has it, also when the guest moved it and the host did not.
             Some(old) => {
-                let moved = part.refs.objects.iter().filter(|(name, id)| old.refs.get(*name) != Some(id));
+                let own = part.start.branch.as_ref().map(|branch| format!("refs/heads/{branch}"));
+                let is_own = |name: &String| own.as_ref() == Some(name);
+                let is_moved =
+                    |(name, id): &(&String, &String)| is_own(name) || old.refs.get(*name) != Some(id);
+                let moved = part.refs.objects.iter().filter(is_moved);
                 small.extend(
                     moved.map(|(name, id)| (below(&format!("/{name}")), format!("{id}\n").into_bytes())),
                 );

@@ -1,9 +1,13 @@
 //! The whole way of a repository into a guest and back, without a VM.
 
 #[cfg(test)]
+mod again;
+#[cfg(test)]
 mod apply;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod modes;
 #[cfg(test)]
 mod random;
 #[cfg(test)]

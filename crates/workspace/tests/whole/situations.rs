@@ -4,7 +4,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{commit, export, fingerprint, git, prepare, put, repository, request, status, try_git};
+use crate::support::{
+    Guest, commit, export, fingerprint, git, prepare, prepare_again, put, repository, request, status,
+    try_git,
+};
+use banger_workspace::capture::Options;
 use tempfile::TempDir;
 
 /// A repository in some situation: the path to prepare, and what keeps it alive.
@@ -450,6 +454,130 @@ fn situations() -> Vec<(&'static str, Given)> {
             }),
         ),
         (
+            "both deleted and both added",
+            given(|r| {
+                conflict(
+                    r,
+                    |r| {
+                        std::fs::rename(r.join("a"), r.join("one way")).unwrap();
+                        put(r, "d/e/c", "x\n");
+                    },
+                    |r| {
+                        std::fs::rename(r.join("a"), r.join("other way")).unwrap();
+                        put(r, "d/e/c", "y\n");
+                        put(r, "one way", "other\n");
+                    },
+                );
+            }),
+        ),
+        (
+            "cherry-pick in progress",
+            given(|r| {
+                git(r, &["checkout", "-q", "-b", "other"]);
+                put(r, "a", "x\n");
+                commit(r, "other");
+                git(r, &["checkout", "-q", "main"]);
+                put(r, "a", "y\n");
+                commit(r, "ours");
+                assert!(!try_git(r, &["cherry-pick", "other"]).status.success());
+            }),
+        ),
+        (
+            "rebase in progress",
+            given(|r| {
+                git(r, &["checkout", "-q", "-b", "other"]);
+                put(r, "a", "x\n");
+                commit(r, "other");
+                git(r, &["checkout", "-q", "main"]);
+                put(r, "a", "y\n");
+                commit(r, "ours");
+                assert!(!try_git(r, &["rebase", "-q", "other"]).status.success());
+            }),
+        ),
+        (
+            "LFS pointer and smudged LFS file",
+            given(|r| {
+                put(r, ".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n");
+                let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+                put(r, "pointer.bin", pointer);
+                put(r, "whole.bin", pointer);
+                commit(r, "lfs");
+                // A smudge program gives the content back, and the pointer for it.
+                git(
+                    r,
+                    &["config", "filter.lfs.clean", &format!("printf '{}'", pointer.replace('\n', "\\n"))],
+                );
+                put(r, "whole.bin", "c".repeat(12345));
+                git(r, &["add", "whole.bin"]);
+            }),
+        ),
+        (
+            "commit graph and packs",
+            given(|r| {
+                for n in 0..12 {
+                    put(r, "a", format!("{n}"));
+                    commit(r, "n");
+                }
+                git(r, &["repack", "-q", "-a", "-d", "-b"]);
+                git(r, &["commit-graph", "write"]);
+                put(r, "a", "x");
+            }),
+        ),
+        (
+            "attributes of the user",
+            given(|r| {
+                put(r, ".git/of-user", "*.t text eol=crlf\n");
+                let file = r.join(".git/of-user");
+                git(r, &["config", "core.attributesFile", file.to_str().unwrap()]);
+                put(r, "f.t", "a\r\nb\r\n");
+                commit(r, "t");
+                touch(&r.join("f.t"), "2001-02-03");
+            }),
+        ),
+        (
+            "renames not looked for",
+            given(|r| {
+                git(r, &["config", "status.renames", "false"]);
+                git(r, &["mv", "a", "z"]);
+            }),
+        ),
+        (
+            "replaced and grafted",
+            given(|r| {
+                put(r, "a", "2\n");
+                commit(r, "second");
+                git(r, &["replace", "--graft", "HEAD"]);
+                put(r, "a", "3\n");
+            }),
+        ),
+        (
+            "deep paths and long names",
+            given(|r| {
+                put(r, format!("{}f", "deep/".repeat(60)), "x");
+                put(r, "n".repeat(255), "y");
+                git(r, &["add", "-A"]);
+                put(r, "n".repeat(255), "z");
+            }),
+        ),
+        (
+            "only modes and links staged",
+            given(|r| {
+                symlink("a", r.join("link")).unwrap();
+                git(r, &["add", "link"]);
+                std::fs::remove_file(r.join("link")).unwrap();
+                symlink("d/b", r.join("link")).unwrap();
+            }),
+        ),
+        (
+            "removed and intended again",
+            given(|r| {
+                put(r, "sub dir/x y", "1\n");
+                commit(r, "spaces");
+                git(r, &["rm", "-q", "--cached", "sub dir/x y"]);
+                git(r, &["add", "-N", "sub dir/x y"]);
+            }),
+        ),
+        (
             "stash and notes",
             given(|r| {
                 put(r, "a", "x\n");
@@ -464,12 +592,12 @@ fn situations() -> Vec<(&'static str, Given)> {
 fn the_guest_sees_what_the_developer_sees() {
     let mut wrong = Vec::new();
     let all = situations();
-    assert!(all.len() >= 60, "{}", all.len());
+    assert!(all.len() >= 70, "{}", all.len());
     for (name, (path, _alive)) in all {
         let before = fingerprint(&path);
         let mut asked = request(&path);
         asked.include_untracked = true;
-        let guest = match prepare(&asked) {
+        let mut guest = match prepare(&asked) {
             Ok(guest) => guest,
             Err(e) => {
                 wrong.push(format!("{name}: {e}"));
@@ -496,6 +624,31 @@ fn the_guest_sees_what_the_developer_sees() {
         if let Err(e) = export(&path, &guest.captured.base_commit, guest.path()) {
             wrong.push(format!("{name}: export: {e}"));
         }
+        if let Err(e) = go_on(&path, &mut guest) {
+            wrong.push(format!("{name}, later: {e}"));
+        }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The host goes on working, and the guest is brought up to date.
+fn go_on(path: &Path, guest: &mut Guest) -> Result<(), String> {
+    put(path, "later", "l\n");
+    git(path, &["add", "-f", "--sparse", "later"]);
+    put(path, "later", "later\n");
+    if path.join("a").symlink_metadata().is_ok_and(|m| m.is_file()) {
+        put(path, "a", "later\n");
+    }
+    // A conflict cannot be committed.
+    drop(try_git(path, &["commit", "-q", "-m", "later", "later"]));
+    put(path, "later", "and later\n");
+    prepare_again(guest, &Options::default()).map_err(|e| e.to_string())?;
+    let (host, mine) = (status(path), status(guest.path()));
+    let host: String = host.lines().filter(|l| *l != "? sub/").map(|l| format!("{l}\n")).collect();
+    let fsck = try_git(guest.path(), &["fsck", "--no-dangling", "--no-progress"]);
+    match (host == mine, fsck.status.success()) {
+        (true, true) => Ok(()),
+        (false, _) => Err(format!("host\n{host}guest\n{mine}")),
+        (_, false) => Err(String::from_utf8_lossy(&fsck.stderr).into_owned()),
+    }
 }

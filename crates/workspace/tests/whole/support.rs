@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use banger_model::{ByteString, Error};
 use banger_protocol::agent::{ScanSpec, UnpackSpec};
 use banger_protocol::api::PrepareRequest;
-use banger_workspace::capture::{Capture, Captured, Options};
+use banger_workspace::capture::{Capture, Captured, Changes, Options};
 use banger_workspace::export::{Export, Exported, Limits};
 use tempfile::TempDir;
 
@@ -123,6 +123,44 @@ pub(crate) fn prepare(request: &PrepareRequest) -> Result<Guest, Error> {
     Ok(Guest { dir, captured, _scratch: scratch })
 }
 
+/// Brings a guest's copy up to date. Returns what was different, and the bytes of the stream.
+pub(crate) fn prepare_again(guest: &mut Guest, options: &Options<'_>) -> Result<(Changes, u64), Error> {
+    let scratch = tempfile::tempdir().unwrap();
+    let manifest = guest.captured.manifest.clone();
+    let request = manifest.request().clone();
+    let options = Options { base: Some(&manifest), ..options.clone() };
+    let capture = Capture::open(&request, scratch.path(), &options)?;
+    let changes = capture.changes().expect("a difference").clone();
+    assert!(changes.packs.iter().all(|pack| at(guest.path(), pack.as_bytes()).exists()), "{changes:?}");
+    for path in changes.removed.iter().chain(&changes.git_removed) {
+        // What is not there in git's directory is said too, and a directory may have taken a place.
+        let _ = std::fs::remove_file(at(guest.path(), path.as_bytes()));
+        let mut dir = Path::new(path.as_os_str()).parent();
+        while let Some(above) = dir.filter(|d| !d.starts_with(".git") && !d.as_os_str().is_empty()) {
+            let _ = std::fs::remove_dir(guest.path().join(above));
+            dir = above.parent();
+        }
+    }
+    let mut tar = Vec::new();
+    let captured = capture.write_tar(&mut tar)?;
+    let dest = ByteString::from(guest.path().as_os_str().to_owned());
+    banger_agent::archive::unpack(&UnpackSpec { dest, must_be_empty: false }, &tar[..])?;
+    guest.captured = captured;
+    guest._scratch = scratch;
+    Ok((changes, tar.len() as u64))
+}
+
+/// Every file of a working tree with its kind, mode and content.
+pub(crate) fn files(dir: &Path) -> Vec<String> {
+    let out = Command::new("sh")
+        .current_dir(dir)
+        .args(["-c", "find . -name .git -prune -o ! -type d -printf '%p %y %m %s %l\\n' | sort; find . -name .git -prune -o -type f -print0 | sort -z | xargs -0 sha1sum"])
+        .output()
+        .unwrap();
+    assert!(out.status.success());
+    String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
+}
+
 /// Scans a guest's tree and receives the records. The scratch directory holds the patch.
 pub(crate) fn export(source: &Path, base: &str, guest: &Path) -> Result<(TempDir, Exported), Error> {
     let scratch = tempfile::tempdir().unwrap();
@@ -190,24 +228,57 @@ pub(crate) fn guest_tree(guest: &Path) -> String {
     unreachable!()
 }
 
-/// The tree of a directory's files, which is that of the export unless a file of that differs, is gone, or one is
-/// too many.
-pub(crate) fn tree_of_files(dir: &Path, out: &Exported) -> String {
-    let scratch = tempfile::tempdir().unwrap();
-    let run = |args: &[&str]| {
-        let out = git_command(dir)
-            .env("GIT_INDEX_FILE", scratch.path().join("index"))
-            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", out.patch.with_file_name("export.git").join("objects"))
+/// The tree of a directory's files. Those of `known` count although a rule ignores them.
+pub(crate) fn tree_of_files(dir: &Path, known: &str, out: &Exported) -> String {
+    let index = Scratch::new(dir, out);
+    index.git(&["read-tree", known], b"");
+    index.git(&["add", "-A"], b"");
+    tree_id(&index.git(&["write-tree"], b""))
+}
+
+/// A tree with the export's change made in it.
+pub(crate) fn tree_with(dir: &Path, tree: &str, out: &Exported) -> String {
+    let index = Scratch::new(dir, out);
+    index.git(&["read-tree", tree], b"");
+    let raw = index.git(&["diff-tree", "-r", "-z", "--no-renames", &out.summary.base_commit, &out.tree], b"");
+    let mut fields = raw.split(|b| *b == 0);
+    let (mut gone, mut new) = (Vec::new(), Vec::new());
+    while let (Some(what), Some(path)) = (fields.next(), fields.next()) {
+        let words: Vec<&[u8]> = what.split(|b| *b == b' ').collect();
+        let into = if words[1] == b"000000" { &mut gone } else { &mut new };
+        into.extend([words[1], b" ", words[3], b"\t", path, b"\0"].concat());
+    }
+    index.git(&["update-index", "-z", "--index-info"], &gone);
+    index.git(&["update-index", "-z", "--index-info"], &new);
+    tree_id(&index.git(&["write-tree"], b""))
+}
+
+/// git with an index of its own that knows the objects of an export.
+struct Scratch<'a> {
+    dir: &'a Path,
+    scratch: TempDir,
+    objects: PathBuf,
+}
+
+impl<'a> Scratch<'a> {
+    fn new(dir: &'a Path, out: &Exported) -> Self {
+        let objects = out.patch.with_file_name("export.git").join("objects");
+        Self { dir, scratch: tempfile::tempdir().unwrap(), objects }
+    }
+
+    fn git(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
+        let file = self.scratch.path().join("input");
+        std::fs::write(&file, input).unwrap();
+        let out = git_command(self.dir)
+            .env("GIT_INDEX_FILE", self.scratch.path().join("index"))
+            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", &self.objects)
             .args(args)
+            .stdin(std::fs::File::open(file).unwrap())
             .output()
             .unwrap();
         assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         out.stdout
-    };
-    // With all of its paths known, so that no rule to ignore hides one.
-    run(&["read-tree", &out.tree]);
-    run(&["add", "-A"]);
-    tree_id(&run(&["write-tree"]))
+    }
 }
 
 pub(crate) fn tree_id(out: &[u8]) -> String {
