@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use banger_image::kernel::DEFAULT_KERNEL;
-use banger_model::{Bytes, Error};
+use banger_model::{Bytes, Error, Layer};
 use banger_protocol::api::{Check, CheckStatus};
+use banger_vmm::Cage;
 use banger_vmm::kvm::KvmStatus;
 
 use crate::artifacts::Artifacts;
@@ -36,6 +37,7 @@ pub(crate) async fn run(
             Err(error) => fail(driver.kind().as_str(), error.into()),
         });
     }
+    checks.push(cage(agent, config, dirs).await);
     checks.push(disk(dirs));
     checks.push(agent_binary(agent));
     checks.push(match artifacts.list_kernels() {
@@ -98,6 +100,29 @@ fn kvm(status: &KvmStatus) -> Check {
         status: CheckStatus::Warn,
         detail: format!("{}; guests run in software emulation, many times slower", status.detail()),
         hint: status.hint(),
+    }
+}
+
+/// Builds a cage as one for a machine monitor, and says which of its layers hold.
+async fn cage(agent: &Path, config: &Config, dirs: &Dirs) -> Check {
+    let cage = Cage::beside(agent.parent().unwrap_or(Path::new("/")), config.require.value.clone());
+    let scratch = dirs.state.scratch();
+    let probed = tokio::task::spawn_blocking(move || cage.probe(&scratch)).await;
+    let security = match probed {
+        Ok(Ok(security)) => security,
+        Ok(Err(error)) => return fail("cage", error.into()),
+        Err(error) => return fail("cage", Error::internal(error.to_string())),
+    };
+    let layers: Vec<&str> = security.layers.iter().map(|layer| layer.as_str()).collect();
+    let missing: Vec<String> = security.missing.iter().map(|m| format!("{} ({})", m.layer, m.why)).collect();
+    let detail = match missing.as_slice() {
+        [] => layers.join(", "),
+        missing => format!("{}; missing: {}", layers.join(", "), missing.join("; ")),
+    };
+    // Control groups limit what a guest takes, not what it reaches.
+    match security.missing.iter().find(|m| m.layer != Layer::Cgroup) {
+        Some(worst) => warn("cage", detail, banger_vmm::cage::advice(worst.layer)),
+        None => ok("cage", detail),
     }
 }
 

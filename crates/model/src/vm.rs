@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::words;
 use crate::{
     Accel, ByteString, Bytes, DriverKind, ErrorCode, GuestPath, ImageName, KernelName, MachineShape,
-    NetworkMode, Sha256, VmId, VmName,
+    NetworkMode, Security, Sha256, VmId, VmName,
 };
 
 words! {
@@ -194,6 +194,9 @@ pub struct VmView {
     pub workspace: Option<Workspace>,
     /// The VMM's process id while it lives.
     pub pid: Option<u32>,
+    /// What confines the VMM while it lives.
+    #[serde(default)]
+    pub security: Option<Security>,
     /// Made, RFC 3339 UTC.
     #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
     pub created_at: Timestamp,

@@ -74,6 +74,14 @@ pub async fn check(program: &Path) -> Result<PasstInfo> {
     Ok(PasstInfo { program: program.to_owned(), version })
 }
 
+/// The build that passt would become by itself. It could not inside its cage, where nothing tells it that it has.
+pub(crate) fn build_for_this_host(program: &Path) -> PathBuf {
+    let mut newer = program.as_os_str().to_owned();
+    newer.push(".avx2");
+    let newer = PathBuf::from(newer);
+    if std::arch::is_x86_feature_detected!("avx2") && is_program(&newer) { newer } else { program.to_owned() }
+}
+
 /// The arguments for one guest, whose frames come and go through descriptor `fd`.
 pub(crate) fn arguments(fd: RawFd, host_access: bool) -> Vec<OsString> {
     let mut args: Vec<String> = vec![

@@ -8,7 +8,7 @@ use std::time::Duration;
 use banger_model::VmId;
 use banger_protocol::agent::NetworkConfig;
 use banger_vmm::process::{ProcessId, mark};
-use banger_vmm::{Spawned, Standalone, console};
+use banger_vmm::{Cage, Policy, Spawned, Standalone, console};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::addresses::GuestAddresses;
@@ -33,6 +33,8 @@ pub struct UserNetworkSpec {
     pub passt: PathBuf,
     /// The guard's binary (see [`crate::guard::locate`]).
     pub guard: PathBuf,
+    /// What the processes run in.
+    pub cage: Cage,
 }
 
 /// User-mode networks.
@@ -63,13 +65,15 @@ impl UserNetwork {
         let (backend, guest_side) = pair()?;
         let (guard_side, passt_side) = pair()?;
 
-        let mut passt = Standalone::new(&spec.passt, &spec.log, dir).called(marked("passt", &spec.vm_id));
+        let program = passt::build_for_this_host(&spec.passt);
+        let mut passt = Standalone::new(&program, &spec.log, dir).called(marked("passt", &spec.vm_id));
         let fd = passt.give(passt_side);
         let died =
             |log: Vec<String>| NetworkError::DiedAtStart { vm: spec.vm_id.to_string(), log: log.join("; ") };
         let last_words = || console::tail_from(&spec.log, log_start, LAST_WORDS);
         // One that ends before we have looked at it has said why all the same.
-        let passt = passt.args(passt::arguments(fd, spec.host_access)).spawn().map_err(|error| {
+        let passt = passt.args(passt::arguments(fd, spec.host_access));
+        let passt = passt.caged(&spec.cage, passt_policy(&spec.vm_id)).spawn().map_err(|error| {
             let log = last_words();
             if log.is_empty() { error.into() } else { died(log) }
         })?;
@@ -77,7 +81,8 @@ impl UserNetwork {
         let mut guard =
             Standalone::new(&spec.guard, &spec.log, dir).called(marked("banger-netguard", &spec.vm_id));
         let fds = [guard.give(guest_side), guard.give(guard_side)];
-        let guard = guard.args(fds.map(|fd| fd.to_string())).spawn()?;
+        let guard = guard.args(fds.map(|fd| fd.to_string()));
+        let guard = guard.caged(&spec.cage, Policy::nothing(mark(&spec.vm_id))).spawn()?;
 
         let addresses = GuestAddresses::of(&spec.vm_id);
         match tokio::time::timeout(ANSWER, probe::gateway_answers(&backend, &addresses)).await {
@@ -87,6 +92,17 @@ impl UserNetwork {
         let processes = [passt, guard].map(stand_alone).into();
         Ok(UserNetworkHandle { backend, processes, config: addresses.config() })
     }
+}
+
+/// passt opens sockets in the host's network for the guest, and asks where the host's name servers are. It then empties
+/// its root directory and filters its own system calls, for which it makes namespaces inside ours.
+fn passt_policy(id: &VmId) -> Policy {
+    let mut policy = Policy::nothing(mark(id));
+    policy.read.extend(["/etc/resolv.conf", "/etc/hosts"].map(PathBuf::from));
+    policy.hosts_network = true;
+    policy.nests = true;
+    policy.descriptors = 1 << 16;
+    policy
 }
 
 /// The program's name for itself: passt looks there for which of its modes is meant.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use banger_model::VmId;
 use banger_network::{NetworkError, UserNetwork, UserNetworkHandle, UserNetworkSpec, passt};
+use banger_vmm::Cage;
 use banger_vmm::process::{ProcessId, find_marked};
 use tokio::net::TcpListener;
 
@@ -46,12 +47,24 @@ impl Bench {
             log: self.dir.path().join("net.log"),
             passt: self.passt.clone(),
             guard: env!("CARGO_BIN_EXE_banger-netguard").into(),
+            cage: cage(),
         }
     }
 
     async fn start(&self, host_access: bool) -> UserNetworkHandle {
         UserNetwork::start(self.spec(host_access)).await.unwrap()
     }
+}
+
+/// The cage as users have it. Its builder is another crate's program: made here when only this crate is tested.
+fn cage() -> Cage {
+    let companions = Path::new(env!("CARGO_BIN_EXE_banger-netguard")).parent().unwrap();
+    if !companions.join("banger-cage").exists() {
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        let made = cargo.args(["build", "-p", "banger-vmm", "--bin", "banger-cage"]).status().unwrap();
+        assert!(made.success());
+    }
+    Cage::beside(companions, Vec::new())
 }
 
 /// An address of this host that others see, if it has one. Nothing is sent.

@@ -186,7 +186,9 @@ impl Vms {
         let stalled = stalled.map(|e| LastError { code: e.code, message: e.message });
         let guest_ip = (vm.network == NetworkMode::User && alive)
             .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_string());
+        let security = live.as_ref().filter(|_| alive).map(|l| l.machine().handle().security.clone());
         VmView {
+            security,
             pid: live.filter(|_| alive).map(|l| l.machine().handle().process.pid),
             id: vm.id,
             name: vm.name,

@@ -1,7 +1,7 @@
 //! The guard between a VMM and passt (see the library's `guard`): `banger-netguard GUEST-FD HOST-FD`.
 //! Takes two connected sockets and nothing else; opens no file and no socket of its own.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -24,16 +24,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// The descriptor with this number, if it is a socket that was given to us.
+/// The descriptor with this number, if it is one that was given to us.
 fn socket(number: Option<String>) -> Option<UnixStream> {
     let number: RawFd = number?.parse().ok().filter(|n| *n > 2)?;
-    if !std::path::Path::new(&format!("/proc/self/fd/{number}")).exists() {
-        return None;
-    }
     #[expect(unsafe_code, reason = "descriptors that a parent gives are known by number only")]
-    // SAFETY: it is open, as was just seen, and beyond the standard three; nothing in this process
-    // owns a descriptor yet, and each number is taken once.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    // SAFETY: it is only asked whether it is open, and it is taken when it is; it is beyond the standard three, nothing
+    // in this process owns a descriptor yet, and each number is taken once.
+    let fd = unsafe {
+        rustix::io::fcntl_getfd(BorrowedFd::borrow_raw(number)).ok()?;
+        OwnedFd::from_raw_fd(number)
+    };
     Some(fd.into())
 }
 

@@ -16,9 +16,7 @@ pub fn advice(layer: Layer) -> String {
         }
         Layer::Seccomp => "boot a kernel with CONFIG_SECCOMP_FILTER".to_owned(),
         Layer::Cgroup => {
-            "start banger where cgroup v2 is delegated: 'systemd-run --user --scope -p Delegate=yes banger \
-                          daemon start'"
-                .to_owned()
+            "take 'cgroup' out of [security] require: this banger does not set it yet".to_owned()
         }
         Layer::Session
         | Layer::Descriptors

@@ -22,7 +22,7 @@ use crate::{Result, Standalone, VmmError};
 const NAME: &str = "banger-cage";
 
 /// How programs are caged on this host. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cage {
     /// Our program that builds the cage; `None`: programs run as they are.
     builder: Option<PathBuf>,

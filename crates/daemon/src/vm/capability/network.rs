@@ -8,7 +8,7 @@ use banger_model::{NetworkMode, Result, Vm};
 use banger_network::{UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
 use banger_protocol::agent::{NetworkConfig, Request};
 use banger_protocol::api::Check;
-use banger_vmm::{MachineSpec, NetDevice};
+use banger_vmm::{Cage, MachineSpec, NetDevice};
 use futures_util::future::BoxFuture;
 
 use super::{Capability, Context, Hooks, StepName};
@@ -65,6 +65,7 @@ impl Hooks for Network {
                 log: cx.vms.dirs.state.vm(&cx.vm.id).join("network.log"),
                 passt: passt.clone(),
                 guard: guard.clone(),
+                cage: Cage::beside(&cx.vms.companions, cx.vms.config.require.value.clone()),
             })
             .await?;
             cx.handles.network.clone_from(&network.processes);

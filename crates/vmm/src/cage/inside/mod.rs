@@ -170,7 +170,7 @@ fn keep_only(keep: &[RawFd]) -> io::Result<()> {
 
 /// Why there is no control group.
 fn no_cgroup() -> String {
-    "limits by control groups are not set: see docs/security.md".to_owned()
+    "limits by control groups are not set yet".to_owned()
 }
 
 /// The descriptor with this number, if it is one that was given to us.

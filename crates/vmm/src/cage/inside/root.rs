@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -54,6 +54,10 @@ fn prepare(description: &Description) -> Result<OwnedFd, Refusal> {
     }
     // The working directory, too, has the path it has outside: the daemon finds processes by it.
     directories(&root, Path::new(&description.directory)).map_err(refused("no working directory"))?;
+    // There is no process table, but programs ask it where they themselves are.
+    directories(&root, Path::new("/proc/self")).map_err(refused("no place for the program's own name"))?;
+    symlinkat(&description.program, &root, "proc/self/exe")
+        .map_err(refused("the program cannot be named"))?;
     protect(&root, libc::MOUNT_ATTR_RDONLY, false).map_err(refused("the new root cannot be protected"))?;
     Ok(root)
 }
