@@ -180,6 +180,13 @@ impl Vms {
     /// finishes.
     pub(super) async fn delete_locked(self: &Arc<Self>, op: &Op, id: &VmId, lock: VmLock) -> Result<()> {
         let Some(vm) = self.store.vm(id)? else { return Ok(()) };
+        if let Err(error) = self.mark_deleting(op, id).await {
+            // It did not begin: the VM is what it was.
+            if let Err(also) = self.change(op, id, |now| now.unfinished = vm.unfinished) {
+                tracing::error!(vm_id = %id, error = %also, "a delete that did not begin could not be recorded");
+            }
+            return Err(error);
+        }
         let deleted = self.delete_all(op, &vm).await;
         match &deleted {
             Ok(()) => {
@@ -197,14 +204,14 @@ impl Vms {
                 if let Err(error) = shown {
                     tracing::warn!(vm_id = %id, %error, "a delete that failed could not be recorded");
                 }
+                self.unclean.notify_one();
             }
         }
         drop(lock);
         deleted
     }
 
-    async fn delete_all(self: &Arc<Self>, op: &Op, vm: &Vm) -> Result<()> {
-        let id = &vm.id;
+    async fn mark_deleting(self: &Arc<Self>, op: &Op, id: &VmId) -> Result<()> {
         // A full disk cannot even take this note; the delete goes on, for it is what makes room.
         let mark = async {
             if let Err(full) = self.change(op, id, |vm| vm.unfinished = Some(Unfinished::Deleting)) {
@@ -212,7 +219,11 @@ impl Vms {
             }
             Ok(())
         };
-        self.step(op, id, "deleting", mark).await?;
+        self.step(op, id, "deleting", mark).await
+    }
+
+    async fn delete_all(self: &Arc<Self>, op: &Op, vm: &Vm) -> Result<()> {
+        let id = &vm.id;
         self.tear_down(op, id).await?;
         let dir = self.dirs.state.vm(id);
         let doomed = self.dirs.state.scratch().join(format!("deleted-{id}"));
