@@ -54,7 +54,7 @@ lint: ## format, clippy, dependencies, shell scripts
 		echo '$(CARGO) deny check'; $(CARGO) deny --locked check; \
 	else echo 'skipped: cargo-deny is not installed'; fi
 	@if command -v shellcheck >/dev/null; then \
-		echo 'shellcheck'; shellcheck scripts/setup scripts/demo .ci/run; \
+		echo 'shellcheck'; shellcheck scripts/setup scripts/demo scripts/fuzz .ci/run; \
 	else echo 'skipped: shellcheck is not installed'; fi
 
 # The cheap checks first; the scenarios run the real binaries in real virtual machines.
@@ -75,6 +75,10 @@ soak: build ## random operations and kills for MINUTES=n (10), and a minute of s
 	BANGER_BIN_DIR='$(BIN)' BANGER_CONTENTION_SECONDS=60 $(CARGO) test --locked -p banger-testkit --test contention
 	BANGER_BIN_DIR='$(BIN)' BANGER_SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked -p banger-testkit --test soak \
 		-- --ignored --nocapture
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for SECONDS_EACH=n (60)
+	@scripts/fuzz
 
 .PHONY: bench
 bench: setup build ## measure against floors of the same run
