@@ -46,6 +46,7 @@ pub struct Sandbox {
     scope: Scope,
     before: Snapshot,
     via: Vec<String>,
+    tools: Option<PathBuf>,
     small: bool,
 }
 
@@ -65,7 +66,7 @@ impl Sandbox {
         fs::write(root.join("owner"), std::process::id().to_string()).expect("a file");
         let scope = Scope { markers: Scope::of(&root).markers, dirs: Vec::new() };
         let before = scope.snapshot();
-        Self { root, bin: bin_dir(), scope, before, via: Vec::new(), small: false }
+        Self { root, bin: bin_dir(), scope, before, via: Vec::new(), tools: None, small: false }
     }
 
     /// One that has what the seed holds.
@@ -109,6 +110,13 @@ impl Sandbox {
     #[must_use]
     pub fn through(mut self, prefix: &[&str]) -> Self {
         self.via = prefix.iter().map(|w| (*w).to_owned()).collect();
+        self
+    }
+
+    /// Puts a directory's programs before the host's for every command, and so for every daemon.
+    #[must_use]
+    pub fn with_tools(mut self, dir: &Path) -> Self {
+        self.tools = Some(dir.to_owned());
         self
     }
 
@@ -164,6 +172,10 @@ impl Sandbox {
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {
         let path = |name: &str| self.root.join(name).to_string_lossy().into_owned();
+        let found = self.tools.as_ref().map(|tools| {
+            let usual = std::env::var("PATH").unwrap_or_default();
+            ("PATH".to_owned(), format!("{}:{usual}", tools.display()))
+        });
         [
             ("BANGER_STATE_DIR", path("state")),
             ("BANGER_RUNTIME_DIR", path("run")),
@@ -177,7 +189,9 @@ impl Sandbox {
             ("LANG", "C.UTF-8".to_owned()),
         ]
         .map(|(k, v)| (k.to_owned(), v))
-        .into()
+        .into_iter()
+        .chain(found)
+        .collect()
     }
 
     /// Makes and starts a small VM; `more` are further flags of `vm create`.

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use banger_testkit::repo::Repo;
@@ -34,7 +33,6 @@ exec tar -C TREE -c .
 pub(crate) struct Bench {
     sandbox: Sandbox,
     repo: Repo,
-    tools: PathBuf,
     turn: usize,
     /// What was written in the VM and must still be there, with the id of the VM it is in.
     kept: Option<(String, &'static [&'static str])>,
@@ -53,13 +51,13 @@ impl Bench {
         let tool = tools.join("mmdebstrap");
         fs::write(&tool, TOOL.replace("TREE", &tree.to_string_lossy())).unwrap();
         fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { sandbox, repo, tools, turn: number, kept: None }
+        // Also a daemon that the next command starts after a kill must find these.
+        let sandbox = sandbox.with_tools(&tools);
+        Self { sandbox, repo, turn: number, kept: None }
     }
 
-    /// A daemon's command line: the fixture's tools come before the host's.
     fn banger(&self, words: &[&str]) -> Run {
-        let path = format!("{}:{}", self.tools.display(), std::env::var("PATH").unwrap_or_default());
-        self.sandbox.banger(words).env("PATH", path).within(Duration::from_secs(120))
+        self.sandbox.banger(words).within(Duration::from_secs(120))
     }
 
     fn vm(&self) -> Vm<'_> {
