@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use banger_model::OpId;
-use banger_protocol::api::{DETACH, ErrorEnvelope, Event, NDJSON, News, OP_HEADER, PREFER};
+use banger_protocol::api::{DETACH, ErrorEnvelope, Event, NDJSON, NOTICE_HEADER, News, OP_HEADER, PREFER};
 use banger_protocol::exec::UPGRADE;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -174,19 +174,27 @@ impl Client {
     }
 
     /// Asks for an exec stream: the raw connection, and what was read of it already.
-    pub(crate) async fn upgrade<B: Serialize>(&self, path: &str, body: &B) -> Result<(UnixStream, Bytes)> {
+    pub(crate) async fn upgrade<B: Serialize>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<(UnixStream, Bytes, Option<String>)> {
         let (response, connection) = self.send(Method::POST, path, Some(body), Some(UPGRADE)).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             checked(response).await?;
             return Err(CliError::protocol("it did not switch to the exec stream"));
         }
+        let notice = response
+            .headers()
+            .get(NOTICE_HEADER)
+            .map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned());
         let upgraded =
             hyper::upgrade::on(response).await.map_err(|e| CliError::daemon_gone(&e.to_string()))?;
         drop(connection);
         let parts = upgraded
             .downcast::<TokioIo<UnixStream>>()
             .map_err(|_| CliError::protocol("not our connection"))?;
-        Ok((parts.io.into_inner(), parts.read_buf))
+        Ok((parts.io.into_inner(), parts.read_buf, notice))
     }
 
     async fn send<B: Serialize>(

@@ -36,6 +36,19 @@ pub(crate) struct Local {
     pub(crate) stdout_taken: bool,
 }
 
+/// A command to run in a VM.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run<'a> {
+    /// The VM.
+    pub(crate) vm: &'a str,
+    /// The command.
+    pub(crate) request: &'a ExecRequest,
+    /// The local side.
+    pub(crate) local: Local,
+    /// Whether somebody wants to hear that the host's repository has moved on.
+    pub(crate) watch: bool,
+}
+
 /// A frame for the daemon, and who wants to know that it is on its way.
 struct Outgoing {
     kind: Kind,
@@ -43,22 +56,25 @@ struct Outgoing {
     sent: Option<oneshot::Sender<()>>,
 }
 
-/// Runs a command in a guest and says how it ended.
+/// Runs a command in a guest and says how it ended; `tell` gets what the daemon has to say before it begins.
 ///
 /// # Errors
 /// What the daemon reports, a signal that made us leave, or standard output that cannot be written.
 pub(crate) async fn run(
     client: &Client,
-    vm: &str,
-    request: &ExecRequest,
-    local: Local,
+    run: Run<'_>,
     signals: &mut Signals,
+    tell: impl Fn(&str),
 ) -> Result<ExitStatus> {
-    let url = path("vms", vm, "/exec");
-    let (stream, early) = tokio::select! {
+    let Run { vm, request, local, watch } = run;
+    let url = path("vms", vm, if watch { "/exec?watch=true" } else { "/exec" });
+    let (stream, early, notice) = tokio::select! {
         upgraded = client.upgrade(&url, request) => upgraded?,
         signal = signals.next_ending() => return Err(CliError::interrupted(signal)),
     };
+    if let Some(notice) = notice {
+        tell(&notice);
+    }
     let (reader, writer) = stream.into_split();
     let (controls, queue) = mpsc::unbounded_channel();
     let credit = Arc::new(Semaphore::new(STDIN_WINDOW));

@@ -43,7 +43,7 @@ pub(crate) async fn open(op: &Op, vm: &Vm, live: &Live, request: ExecRequest) ->
     if let Some((key, _)) = request.env.iter().find(|(k, _)| k.0.is_empty() || k.0.contains(&b'=')) {
         return Err(Error::invalid(format!("'{}' is not a variable's name", key.to_string_lossy())));
     }
-    let workspace = vm.workspace.as_ref().map(|w| w.guest_path.as_str().into());
+    let workspace = vm.whole_workspace().map(|w| w.guest_path.as_str().into());
     let spec = ExecSpec {
         argv: request.argv,
         env: request.env,

@@ -10,7 +10,7 @@ use crate::vm;
 pub fn steps() -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let image_build = BUILD_STAGES.iter().copied().chain(["publish"]).map(str::to_owned).collect();
-    let prepare = ["pack", "send"].map(str::to_owned).into();
+    let prepare = crate::workspace::STEPS.map(str::to_owned).into();
     let tables = vm::steps().into_iter().chain([("prepare", prepare), ("image_build", image_build)]);
     for (operation, steps) in tables {
         for step in steps {

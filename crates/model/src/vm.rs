@@ -41,6 +41,16 @@ words! {
 }
 
 words! {
+    /// What was begun with a workspace.
+    Copying ("an unfinished copy of a workspace") {
+        /// It is copied in for the first time.
+        Anew = "anew",
+        /// It is brought up to date.
+        Update = "update",
+    }
+}
+
+words! {
     /// How a workspace is copied in.
     WorkspaceMode ("a workspace mode") {
         /// Recent history, and the working tree with its changes.
@@ -79,6 +89,13 @@ pub struct Workspace {
     /// When.
     #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
     pub prepared_at: Timestamp,
+    /// Whether it is mounted read-only in the guest.
+    #[serde(default)]
+    pub readonly: bool,
+    /// What was begun with it and is not known to be done; users see none that is not whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(ignore))]
+    pub unfinished: Option<Copying>,
 }
 
 /// How the last start went.
@@ -145,6 +162,14 @@ pub struct Vm {
     pub boot: Option<Boot>,
     /// What went wrong last.
     pub last_error: Option<LastError>,
+}
+
+impl Vm {
+    /// The workspace, if there is one and it is whole.
+    #[must_use]
+    pub fn whole_workspace(&self) -> Option<&Workspace> {
+        self.workspace.as_ref().filter(|workspace| workspace.unfinished.is_none())
+    }
 }
 
 /// The network of a VM as users see it.

@@ -203,6 +203,8 @@ mod tests {
                 branch: None,
                 mode: WorkspaceMode::ShallowOverlay,
                 prepared_at: "2026-11-21T03:33:00.123Z".parse().unwrap(),
+                readonly: true,
+                unfinished: Some(banger_model::Copying::Update),
             }),
             created_at: "2026-11-21T03:33:00Z".parse().unwrap(),
             started_at: Some("2026-11-21T03:33:01Z".parse().unwrap()),

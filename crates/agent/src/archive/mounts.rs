@@ -6,9 +6,9 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-/// Mounts a directory read-only over itself; done already is done.
+/// Mounts a directory read-only over itself; done already is done, and where nothing is there is nothing to do.
 pub(crate) fn protect(dir: &Path) -> io::Result<()> {
-    if is_protected(dir)? {
+    if !dir.exists() || is_protected(dir)? {
         return Ok(());
     }
     mount_bind(dir, dir)?;

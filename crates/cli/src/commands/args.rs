@@ -60,7 +60,7 @@ pub(crate) struct MachineArgs {
     /// Size of the writable disk, such as 8G; it takes only the space that is used
     #[arg(long, value_name = "SIZE")]
     disk_size: Option<Bytes>,
-    /// A second disk of this size on the user's home, which a rebuild leaves alone
+    /// A second disk of this size on the homes (root's and /home), which a rebuild leaves alone
     #[arg(long, value_name = "SIZE")]
     work_disk: Option<Bytes>,
     /// Network: user, bridge or none [default: user]
@@ -117,6 +117,9 @@ pub(crate) struct WorkspaceArgs {
     /// Copy untracked files too; ignored ones always stay behind
     #[arg(long)]
     include_untracked: bool,
+    /// Mount the copy read-only in the guest
+    #[arg(long)]
+    readonly: bool,
     /// Show what would be copied, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -130,6 +133,7 @@ impl WorkspaceArgs {
             (self.guest_path.is_some(), "--guest-path"),
             (self.branch.is_some(), "--branch"),
             (self.include_untracked, "--include-untracked"),
+            (self.readonly, "--readonly"),
             (self.dry_run, "--dry-run"),
         ]
         .into_iter()
@@ -140,7 +144,7 @@ impl WorkspaceArgs {
     ///
     /// # Errors
     /// When there is nothing at `path`.
-    pub(crate) fn into_request(self, path: &OsStr, readonly: bool) -> Result<PrepareRequest> {
+    pub(crate) fn into_request(self, path: &OsStr) -> Result<PrepareRequest> {
         Ok(PrepareRequest {
             path: existing(path)?,
             mode: self.mode,
@@ -148,9 +152,20 @@ impl WorkspaceArgs {
             branch: self.branch,
             from: self.from,
             include_untracked: self.include_untracked,
-            readonly,
+            readonly: self.readonly,
         })
     }
+}
+
+/// What to do about a workspace whose repository has moved on.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct RefreshArgs {
+    /// Bring the workspace up to date with the repository on the host first
+    #[arg(long)]
+    pub(crate) auto_prepare: bool,
+    /// With --auto-prepare, give up what the guest changed where the host did too
+    #[arg(long, requires = "auto_prepare")]
+    pub(crate) force: bool,
 }
 
 /// The absolute form of a path on this host that must exist.

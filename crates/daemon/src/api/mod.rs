@@ -49,6 +49,7 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .routes(routes!(exec::exec))
         .routes(routes!(logs::logs))
         .routes(routes!(vms::prepare))
+        .routes(routes!(vms::refresh))
         .routes(routes!(outgoing::export))
         .routes(routes!(outgoing::apply))
         .routes(routes!(vms::plan))

@@ -6,13 +6,16 @@ use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use banger_model::{Error, VmView};
-use banger_protocol::api::{CreateVm, CreatedVm, ErrorEnvelope, KillVm, PreparePlan, PrepareRequest, StopVm};
+use banger_protocol::api::{
+    CreateVm, CreatedVm, ErrorEnvelope, KillVm, PreparePlan, PrepareRequest, Prepared, StopVm,
+};
 use serde::Deserialize;
 
 use super::respond::{Asked, Failure, accepts_ndjson, operation, operation_and_hold, wants_detached};
 use super::{App, Json, Required};
 use crate::op::Op;
 use crate::vm::STOP_TIMEOUT;
+use crate::workspace;
 
 /// Query of the list.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
@@ -164,25 +167,42 @@ pub(crate) async fn kill(
     operation(asked, work).await
 }
 
-/// Copies a repository into a running VM.
-#[utoipa::path(post, path = "/v1/vms/{vm}/workspace/prepare", params(("vm" = String, Path)),
-    request_body = PrepareRequest, responses((status = 200, body = PreparePlan), (status = "default", body = ErrorEnvelope)))]
+/// Query of a prepare.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(default)]
+pub(crate) struct PrepareQuery {
+    /// Give up what the guest changed where the host did too.
+    force: bool,
+}
+
+/// Copies a repository into a running VM, or brings the copy that is there up to date.
+#[utoipa::path(post, path = "/v1/vms/{vm}/workspace/prepare", params(("vm" = String, Path), PrepareQuery),
+    request_body = PrepareRequest, responses((status = 200, body = Prepared), (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn prepare(
     State(daemon): App,
     headers: HeaderMap,
     Path(vm): Path<String>,
+    Query(query): Query<PrepareQuery>,
     Required(request): Required<PrepareRequest>,
 ) -> Response {
     let (operations, reference) = (daemon.operations.clone(), vm.clone());
     let asked = Asked { operations: &operations, kind: "prepare", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let (vm, live) = daemon.vms.running(&vm)?;
-        op.about(&vm.name);
-        let pack = daemon.workspaces.pack(&op, &request);
-        let packed = daemon.vms.step(&op, &vm.id, "pack", pack).await?;
-        let send = async { daemon.workspaces.send(&op, &vm.id, &live.agent_for(&op).await?, packed).await };
-        daemon.vms.step(&op, &vm.id, "send", send).await
-    };
+    let work = move |op: Op| async move { workspace::prepare(&daemon, &op, &vm, request, query.force).await };
+    operation(asked, work).await
+}
+
+/// Brings a VM's workspace up to date, as it was prepared.
+#[utoipa::path(post, path = "/v1/vms/{vm}/workspace/refresh", params(("vm" = String, Path), PrepareQuery),
+    responses((status = 200, body = Prepared), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn refresh(
+    State(daemon): App,
+    headers: HeaderMap,
+    Path(vm): Path<String>,
+    Query(query): Query<PrepareQuery>,
+) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "prepare", vm: Some(&reference), headers: &headers };
+    let work = move |op: Op| async move { workspace::refresh(&daemon, &op, &vm, query.force).await };
     operation(asked, work).await
 }
 

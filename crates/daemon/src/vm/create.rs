@@ -119,7 +119,7 @@ impl Vms {
             let Some(packed) = packed else { return Ok(()) };
             let began = std::time::Instant::now();
             let (_, live) = self.running(vm.id.as_str())?;
-            workspaces.send(op, &vm.id, &live.agent_for(op).await?, packed).await?;
+            workspaces.copy_first(op, &vm.id, &live.agent_for(op).await?, packed).await?;
             op.timed("workspace", began.elapsed());
             Ok(())
         };

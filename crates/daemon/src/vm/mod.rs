@@ -202,7 +202,7 @@ impl Vms {
             disk_bytes: vm.shape.disk.0,
             work_disk_bytes: vm.work_disk.map(|size| size.0),
             network: NetworkView { mode: vm.network, guest_ip, nat: false, host_access: vm.host_access },
-            workspace: vm.workspace,
+            workspace: vm.workspace.filter(|workspace| workspace.unfinished.is_none()),
             created_at: vm.created_at,
             started_at: vm.started_at,
             boot: vm.boot,

@@ -9,7 +9,7 @@ use banger_channel::Session;
 use banger_image::DiskUse;
 use banger_image::kernel::BootFiles;
 use banger_model::{Boot, BootKind, Error, ErrorCode, LastError, Result, Vm, VmState};
-use banger_protocol::agent::AgentHello;
+use banger_protocol::agent::{AgentHello, Request};
 use banger_vmm::{Disk, DiskRole, ExitInfo, Machine, MachineSpec};
 use futures_util::future::BoxFuture;
 
@@ -99,6 +99,7 @@ const TABLE: &[Line] = &[
     ),
     own("boot", "booting", |v, s| Box::pin(v.await_agent(s)), None),
     Line::ConfigureGuest,
+    own("workspace_readonly", "protecting the workspace", |v, s| Box::pin(v.protect_workspace(s)), None),
     own("running", "recording", |v, s| Box::pin(v.record_running(s)), None),
 ];
 
@@ -378,6 +379,15 @@ impl Vms {
     async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
         let tail = console_of(self.log_dir(start)).await.lines;
         boot_failed(&start.vm, exit.reason.as_str(), &tail)
+    }
+
+    /// A workspace that was copied in to be read only is mounted so in every boot.
+    async fn protect_workspace(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
+        let readonly = start.vm.workspace.as_ref().filter(|workspace| workspace.readonly);
+        if let (Some(workspace), Some((agent, _))) = (readonly, &start.agent) {
+            agent.call(&Request::Protect { path: workspace.guest_path.as_str().into() }).await?;
+        }
+        Ok(())
     }
 
     async fn record_running(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {

@@ -64,7 +64,7 @@ impl Workspaces {
 
 /// A VM's workspace.
 pub(super) fn workspace_of(vm: &Vm) -> Result<&Workspace> {
-    vm.workspace.as_ref().ok_or_else(|| {
+    vm.whole_workspace().ok_or_else(|| {
         Error::invalid(format!("VM '{}' has no workspace", vm.name))
             .with_hint(format!("copy a repository in first: 'banger vm workspace prepare {} PATH'", vm.name))
     })

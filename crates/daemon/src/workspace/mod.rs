@@ -4,12 +4,16 @@
 
 mod apply;
 mod commits;
+mod drift;
 mod export;
+mod incoming;
 mod prepare;
+mod update;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use banger_model::{Error, ErrorCode, Result, StateDir, VmId};
@@ -21,19 +25,22 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use crate::op::{Op, cancelled};
 
 pub(crate) use self::apply::apply;
+pub(crate) use self::incoming::{STEPS, prepare, refresh};
 
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Workspaces {
     store: Arc<Store>,
     state: StateDir,
+    /// VMs into which something is copied at the moment.
+    copying: Mutex<HashSet<VmId>>,
 }
 
 impl Workspaces {
     /// The service.
     #[must_use]
     pub(crate) fn new(store: Arc<Store>, state: StateDir) -> Self {
-        Self { store, state }
+        Self { store, state, copying: Mutex::default() }
     }
 
     fn scratch(&self, op: &Op) -> Result<TempDir> {
@@ -46,6 +53,11 @@ impl Workspaces {
     /// The record of what was copied in ([`banger_workspace::apply::Copied`]), in the VM's directory.
     fn copied(&self, id: &VmId) -> PathBuf {
         self.state.vm(id).join("workspace.copied")
+    }
+
+    /// What the guest has ([`banger_workspace::capture::Manifest`]), in the VM's directory.
+    fn manifest(&self, id: &VmId) -> PathBuf {
+        self.state.vm(id).join("workspace.manifest")
     }
 }
 

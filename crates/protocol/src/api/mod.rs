@@ -21,8 +21,8 @@ pub use daemon::{Check, CheckStatus, DaemonStatus};
 pub use operation::{DETACH, News, OperationState, OperationView, PREFER, VmNews};
 pub use vm::{
     AppliedCommit, AppliedFile, ApplyRequest, ApplySummary, ChangeKind, CreateVm, CreatedVm, ExecRequest,
-    ExportRequest, ExportSummary, FileChange, KillVm, Outcome, PreparePlan, PrepareRequest, RebuildVm, SetVm,
-    StopVm, Timing,
+    ExportRequest, ExportSummary, FileChange, KillVm, Outcome, PreparePlan, PrepareRequest, Prepared,
+    RebuildVm, SetVm, StopVm, Timing,
 };
 
 /// This protocol's version; the major is the `/v1` of every path.
@@ -31,6 +31,8 @@ pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
 pub const NDJSON: &str = "application/x-ndjson";
 /// Media type of an export: one line of JSON ([`ExportSummary`]), then the patch.
 pub const EXPORT: &str = "application/vnd.banger.export";
+/// The header in which the answer to an exec says that the host's repository has moved on.
+pub const NOTICE_HEADER: &str = "banger-notice";
 /// Response header that carries the operation's id.
 pub const OP_HEADER: &str = "x-banger-op";
 

@@ -187,6 +187,23 @@ pub struct PreparePlan {
     pub skipped_untracked: u64,
 }
 
+/// What a prepare did: the whole workspace, and what of it was sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Prepared {
+    /// The workspace as it is in the guest.
+    #[serde(flatten)]
+    pub plan: PreparePlan,
+    /// Whether a copy that was there was brought up to date.
+    pub updated: bool,
+    /// Files that were sent.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Files that were removed in the guest.
+    pub removed: u64,
+}
+
 /// `POST /v1/vms/{vm}/workspace/export`, answered by [`super::EXPORT`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

@@ -6,10 +6,11 @@ use banger_model::{Error, ErrorCode};
 use banger_protocol::agent::ExitStatus;
 use serde_json::json;
 
-use crate::commands::args::{ExecArgs, TerminalArgs, VmArg};
+use super::workspace;
+use crate::commands::args::{ExecArgs, RefreshArgs, TerminalArgs, VmArg};
 use crate::context::Context;
 use crate::error::{CliError, Result};
-use crate::exec_stream::{self, Local};
+use crate::exec_stream::{self, Local, Run};
 use crate::signals::Signals;
 
 /// Run a command in a VM
@@ -24,6 +25,8 @@ pub(crate) struct Args {
     terminal: TerminalArgs,
     #[command(flatten)]
     exec: ExecArgs,
+    #[command(flatten)]
+    refresh: RefreshArgs,
     /// The command and its arguments
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true, value_parser = clap::builder::OsStringValueParser::new())]
     command: Vec<OsString>,
@@ -40,7 +43,7 @@ impl Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    in_vm(&args.which.vm, args.exec, args.command, &args.terminal, context).await
+    in_vm(&args.which.vm, args.exec, args.command, &args.terminal, &args.refresh, context).await
 }
 
 /// Runs a command (or, without one, a login shell) in a VM and tells how it ended.
@@ -49,13 +52,23 @@ pub(super) async fn in_vm(
     exec: ExecArgs,
     command: Vec<OsString>,
     terminal: &TerminalArgs,
+    refresh: &RefreshArgs,
     context: &Context,
 ) -> Result<u8> {
     let mut signals = Signals::all()?;
     let client = context.client()?;
     let (request, raw) = exec.into_request(command, terminal)?;
+    if refresh.auto_prepare {
+        let prepared = tokio::select! {
+            prepared = workspace::refresh(&client, vm, refresh.force, context) => prepared?,
+            signal = signals.next_ending() => return Err(CliError::interrupted(signal)),
+        };
+        workspace::tell(&prepared, context);
+    }
     let local = Local { raw, stdout_taken: context.output.json };
-    let ended = exec_stream::run(&client, vm, &request, local, &mut signals).await?;
+    let watch = context.output.chatty() && !refresh.auto_prepare;
+    let run = Run { vm, request: &request, local, watch };
+    let ended = exec_stream::run(&client, run, &mut signals, |notice| context.output.notice(notice)).await?;
     let status = status(&ended)?;
     if context.output.json {
         context.output.document(&document(&ended))?;

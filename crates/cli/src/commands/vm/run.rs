@@ -15,7 +15,7 @@ use crate::client::{Client, Held, path};
 use crate::commands::args::{ExecArgs, MachineArgs, TerminalArgs, WorkspaceArgs};
 use crate::context::Context;
 use crate::error::{CliError, Result, WRONG_USAGE};
-use crate::exec_stream::{self, Local};
+use crate::exec_stream::{self, Local, Run};
 use crate::signals::Signals;
 use crate::terminal;
 
@@ -64,7 +64,7 @@ pub(crate) async fn run(mut args: Args, context: &Context) -> Result<u8> {
     }
     let dry_run = args.workspace.dry_run;
     let repository = match args.path.take() {
-        Some(path) => Some(args.workspace.into_request(&path, false)?),
+        Some(path) => Some(args.workspace.into_request(&path)?),
         None => None,
     };
     let client = context.client()?;
@@ -96,7 +96,8 @@ pub(crate) async fn run(mut args: Args, context: &Context) -> Result<u8> {
     }
 
     let local = Local { raw, stdout_taken: context.output.json };
-    let ended = exec_stream::run(&client, created.vm.id.as_str(), &request, local, &mut signals).await;
+    let command = Run { vm: created.vm.id.as_str(), request: &request, local, watch: false };
+    let ended = exec_stream::run(&client, command, &mut signals, |_| ()).await;
     let deleted = if args.rm { delete(&client, &created, held, &mut signals).await } else { Ok(()) };
     let told = tell(&created, &ended, args.timings, context);
     if !args.rm {

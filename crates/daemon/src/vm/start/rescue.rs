@@ -30,7 +30,9 @@ pub(super) fn has(step: &Step) -> bool {
         Work::PrepareHost(index) | Work::ConfigureGuest(index) => {
             capability::ALL.get(index).is_some_and(|c| c.in_rescue)
         }
-        Work::Own { .. } => !matches!(step.name.name, "starting" | "system_disk" | "running"),
+        Work::Own { .. } => {
+            !matches!(step.name.name, "starting" | "system_disk" | "workspace_readonly" | "running")
+        }
     }
 }
 

@@ -4,9 +4,11 @@ mod apply;
 mod export;
 mod prepare;
 
-use banger_protocol::api::PreparePlan;
+use banger_protocol::api::{PreparePlan, Prepared};
 use clap::Subcommand;
+use hyper::Method;
 
+use crate::client::{Client, path};
 use crate::context::Context;
 use crate::error::Result;
 use crate::table::{fields, or_dash, size};
@@ -26,6 +28,39 @@ impl WorkspaceCommand {
             Self::Export(args) => export::run(args, context).await,
             Self::Apply(args) => apply::run(args, context).await,
         }
+    }
+}
+
+/// Brings a VM's workspace up to date, as it was prepared.
+pub(super) async fn refresh(client: &Client, vm: &str, force: bool, context: &Context) -> Result<Prepared> {
+    let query = if force { "/workspace/refresh?force=true" } else { "/workspace/refresh" };
+    let mut progress = context.board.track(None);
+    client.change(Method::POST, &path("vms", vm, query), None::<&()>, &mut progress).await
+}
+
+/// Says what a prepare did.
+pub(super) fn tell(prepared: &Prepared, context: &Context) {
+    let plan = &prepared.plan;
+    let base = plan.base_commit.get(..12).unwrap_or(&plan.base_commit);
+    let files = |n: u64| if n == 1 { "1 file".to_owned() } else { format!("{n} files") };
+    context.output.notice(&match prepared.updated {
+        false => {
+            let (all, bytes) = (files(plan.files.len() as u64), size(plan.bytes));
+            format!("{all}, {bytes}, are in {}, based on {base}", plan.guest_path)
+        }
+        true => format!(
+            "{} is up to date, based on {base}: {}, {}, sent, {} removed",
+            plan.guest_path,
+            files(prepared.sent),
+            size(prepared.sent_bytes),
+            prepared.removed
+        ),
+    });
+    if plan.skipped_untracked > 0 {
+        let left = files(plan.skipped_untracked);
+        context
+            .output
+            .notice(&format!("untracked and left behind: {left}; --include-untracked copies them too"));
     }
 }
 

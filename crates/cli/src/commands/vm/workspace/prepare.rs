@@ -2,18 +2,20 @@
 
 use std::ffi::OsString;
 
-use banger_protocol::api::PreparePlan;
+use banger_protocol::api::{PreparePlan, Prepared};
 use hyper::Method;
 
-use super::show_plan;
+use super::{show_plan, tell};
 use crate::client;
 use crate::commands::args::{VmArg, WorkspaceArgs};
 use crate::context::Context;
 use crate::error::Result;
-use crate::table::size;
 
-/// Copy a repository into a running VM
+/// Copy a repository into a running VM, or bring the copy that is there up to date
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "A second prepare sends what is other on the host and removes what is gone there. What the guest changed stays; where both sides changed the same file it is refused with the files' names, unless --force gives the guest's up."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     which: VmArg,
@@ -22,37 +24,30 @@ pub(crate) struct Args {
     path: Option<OsString>,
     #[command(flatten)]
     workspace: WorkspaceArgs,
-    /// Take away the permission to write in the copy
+    /// Give up what the guest changed where the host did too
     #[arg(long)]
-    readonly: bool,
+    force: bool,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let dry_run = args.workspace.dry_run;
-    let request = args.workspace.into_request(&args.path.unwrap_or_else(|| ".".into()), args.readonly)?;
+    let request = args.workspace.into_request(&args.path.unwrap_or_else(|| ".".into()))?;
     let client = context.client()?;
-    let url = match dry_run {
-        true => "/v1/workspace/plan".to_owned(),
-        false => client::path("vms", &args.which.vm, "/workspace/prepare"),
-    };
     let mut progress = context.board.track(None);
-    let plan: PreparePlan = client.change(Method::POST, &url, Some(&request), &mut progress).await?;
-    drop(progress);
-    if dry_run || context.output.json {
+    if dry_run {
+        let plan: PreparePlan =
+            client.change(Method::POST, "/v1/workspace/plan", Some(&request), &mut progress).await?;
+        drop(progress);
         return show_plan(&plan, context);
     }
-    context.output.notice(&format!(
-        "{} files, {}, are in {}, based on {}",
-        plan.files.len(),
-        size(plan.bytes),
-        plan.guest_path,
-        plan.base_commit.get(..12).unwrap_or(&plan.base_commit)
-    ));
-    if plan.skipped_untracked > 0 {
-        context.output.notice(&format!(
-            "{} untracked files stayed behind; --include-untracked copies them too",
-            plan.skipped_untracked
-        ));
+    let query = if args.force { "/workspace/prepare?force=true" } else { "/workspace/prepare" };
+    let url = client::path("vms", &args.which.vm, query);
+    let prepared: Prepared = client.change(Method::POST, &url, Some(&request), &mut progress).await?;
+    drop(progress);
+    if context.output.json {
+        context.output.document(&prepared)?;
+    } else {
+        tell(&prepared, context);
     }
     Ok(0)
 }

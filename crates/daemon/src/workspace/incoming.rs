@@ -1,0 +1,196 @@
+//! Prepare as an operation: a table of steps, each a fault point. Whatever happens between two of them, no half copy is
+//! shown as a workspace, and the next prepare makes it whole.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError};
+
+use banger_channel::Session;
+use banger_model::{Copying, Error, ErrorCode, Result, Vm, VmId, Workspace};
+use banger_protocol::agent::Place;
+use banger_protocol::api::{PrepareRequest, Prepared};
+use banger_workspace::capture::Manifest;
+
+use super::Workspaces;
+use super::prepare::{How, Packed};
+use super::update::{self, Guest};
+use crate::artifacts::blocking;
+use crate::daemon::Daemon;
+use crate::op::Op;
+
+/// The steps, in order.
+pub(crate) const STEPS: [&str; 5] = ["pack", "compare", "mark", "send", "record"];
+
+/// Copies a repository into a running VM, or brings the copy that is there up to date.
+///
+/// # Errors
+/// `conflict` with the names of files that the guest changed too, unless `force`; `busy` while another copy is made;
+/// what the steps say.
+pub(crate) async fn prepare(
+    daemon: &Arc<Daemon>,
+    op: &Op,
+    reference: &str,
+    request: PrepareRequest,
+    force: bool,
+) -> Result<Prepared> {
+    let (vm, live) = daemon.vms.running(reference)?;
+    op.about(&vm.name);
+    let _turn = Turn::take(&daemon.workspaces, &vm)?;
+    let (vm, _) = daemon.vms.running(vm.id.as_str())?;
+    let agent = live.agent_for(op).await?;
+    let job = Job { daemon, workspaces: &daemon.workspaces, op, vm: &vm, agent: &agent, request, force };
+    job.run().await
+}
+
+/// Brings a VM's workspace up to date, as it was prepared.
+///
+/// # Errors
+/// `invalid_argument` when the VM has none; as [`prepare`].
+pub(crate) async fn refresh(daemon: &Arc<Daemon>, op: &Op, reference: &str, force: bool) -> Result<Prepared> {
+    let vm = daemon.vms.find(reference)?;
+    let file = daemon.workspaces.manifest(&vm.id);
+    let has_one = vm.workspace.is_some();
+    let manifest = blocking(move || Ok(Manifest::load(&file).filter(|_| has_one))).await?;
+    let Some(manifest) = manifest else {
+        return Err(Error::invalid(format!("VM '{}' has no workspace to bring up to date", vm.name))
+            .with_hint(format!("copy a repository in: 'banger vm workspace prepare {} PATH'", vm.name)));
+    };
+    prepare(daemon, op, reference, manifest.request().clone(), force).await
+}
+
+struct Job<'a> {
+    daemon: &'a Arc<Daemon>,
+    workspaces: &'a Workspaces,
+    op: &'a Op,
+    vm: &'a Vm,
+    agent: &'a Session,
+    request: PrepareRequest,
+    force: bool,
+}
+
+impl Job<'_> {
+    async fn run(self) -> Result<Prepared> {
+        let (workspaces, id, before) = (self.workspaces, &self.vm.id, self.vm.workspace.clone());
+        let packed = self.step("pack", self.pack()).await?;
+        let (packed, how) = self.step("compare", self.compare(packed)).await?;
+        let copying = if matches!(how, How::Update { .. }) { Copying::Update } else { Copying::Anew };
+        let mark = async { workspaces.mark(id, packed.capture.plan(), copying) };
+        let sent = match self.step("mark", mark).await {
+            Ok(()) => self.step("send", workspaces.send(self.op, self.agent, packed, how)).await,
+            Err(error) => Err(error),
+        };
+        let recorded = match sent {
+            Ok(sent) => self.step("record", workspaces.record(id, sent)).await,
+            Err(error) if copying == Copying::Anew => {
+                // The guest keeps nothing of a new copy that did not arrive whole.
+                workspaces.unmark(id, before.clone())?;
+                return Err(error);
+            }
+            Err(error) => Err(error),
+        };
+        if recorded.is_err() {
+            let begun = before.map(|w| Workspace { unfinished: Some(copying), ..w });
+            if begun.is_some() {
+                workspaces.unmark(id, begun)?;
+            }
+        }
+        recorded
+    }
+
+    async fn step<T>(&self, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.daemon.vms.step(self.op, &self.vm.id, name, work).await
+    }
+
+    async fn pack(&self) -> Result<Packed> {
+        let file = self.workspaces.manifest(&self.vm.id);
+        let known = self.vm.workspace.as_ref().is_some_and(|w| w.unfinished != Some(Copying::Anew));
+        let base = blocking(move || Ok(Manifest::load(&file).filter(|_| known))).await?;
+        let mut request = self.request.clone();
+        if let (Some(there), true) = (&self.vm.workspace, known) {
+            // What is not asked for stays as it is.
+            let same_place = request.guest_path.as_ref().is_none_or(|path| *path == there.guest_path);
+            if same_place {
+                request.guest_path.get_or_insert_with(|| there.guest_path.clone());
+                request.mode.get_or_insert(there.mode);
+            }
+        }
+        self.workspaces.pack(self.op, &request, base, false).await
+    }
+
+    /// What is in the guest, and how the copy comes to it.
+    async fn compare(&self, packed: Packed) -> Result<(Packed, How)> {
+        let Some(changes) = packed.capture.changes() else {
+            let here = &packed.capture.plan().guest_path;
+            let cut_off = |w: &Workspace| w.unfinished == Some(Copying::Anew) && w.guest_path == *here;
+            let replace = self.force || self.vm.workspace.as_ref().is_some_and(cut_off);
+            return Ok((packed, How::Anew { replace }));
+        };
+        let plan = packed.capture.plan();
+        let guest = update::ask(self.op, self.agent, plan, changes).await?;
+        match guest.place() {
+            Place::Copy => {}
+            Place::Empty => {
+                self.op.notice(format!(
+                    "nothing is left at {} in VM '{}': copying all of it",
+                    plan.guest_path, self.vm.name
+                ));
+                drop(packed);
+                let whole = self.workspaces.pack(self.op, &self.request, None, false).await?;
+                return Ok((whole, How::Anew { replace: false }));
+            }
+            Place::Other => {
+                let message = format!(
+                    "{} in VM '{}' is no copy of a repository any more",
+                    plan.guest_path, self.vm.name
+                );
+                return Err(Error::new(ErrorCode::AlreadyExists, message)
+                    .with_hint("move it away in the guest, or give another place with --guest-path"));
+            }
+        }
+        let remove = self.judge(guest, &packed).await?;
+        Ok((packed, How::Update { remove }))
+    }
+
+    /// What is to be removed, when nothing of the guest's stands against it.
+    async fn judge(&self, guest: Guest, packed: &Packed) -> Result<Vec<banger_model::ByteString>> {
+        let (plan, changes) = (packed.capture.plan(), packed.capture.changes().cloned().unwrap_or_default());
+        if guest.lost_packs() {
+            return Err(Error::new(
+                ErrorCode::Conflict,
+                format!("git in VM '{}' has packed its objects anew", self.vm.name),
+            )
+            .with_hint("--force with another --guest-path copies everything once more"));
+        }
+        let (source, base) = (plan.source_path.clone(), (plan.branch.clone(), plan.base_commit.clone()));
+        let (name, force) = (self.vm.name.to_string(), self.force);
+        blocking(move || guest.judge(&source, &changes, base, &name, force)).await
+    }
+}
+
+/// One copy at a time into a VM.
+struct Turn<'a> {
+    workspaces: &'a Workspaces,
+    id: VmId,
+}
+
+impl<'a> Turn<'a> {
+    fn take(workspaces: &'a Workspaces, vm: &Vm) -> Result<Self> {
+        if !Self::all(workspaces).insert(vm.id.clone()) {
+            return Err(Error::new(
+                ErrorCode::Busy,
+                format!("something is being copied into VM '{}' already", vm.name),
+            )
+            .with_hint("wait for it: 'banger operation list'"));
+        }
+        Ok(Self { workspaces, id: vm.id.clone() })
+    }
+
+    fn all(workspaces: &Workspaces) -> std::sync::MutexGuard<'_, HashSet<VmId>> {
+        workspaces.copying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        Self::all(self.workspaces).remove(&self.id);
+    }
+}
