@@ -100,9 +100,11 @@ impl Cage {
     /// When the builder is missing or fails, or a required layer does not hold.
     pub fn probe(&self, scratch: &Path) -> Result<Security> {
         let Some(builder) = self.builder() else { return Ok(Security::default()) };
-        let program = Standalone::new(builder, &scratch.join("cage-probe.log"), scratch);
-        let spawned = program.args([inside::IDLE]).caged(self, Policy::nothing(NAME.to_owned())).spawn()?;
-        Ok(spawned.security().clone())
+        let log = scratch.join("cage-probe.log");
+        let program = Standalone::new(builder, &log, scratch).args([inside::IDLE]);
+        let spawned = program.caged(self, Policy::nothing(NAME.to_owned())).spawn();
+        let _ = std::fs::remove_file(&log);
+        Ok(spawned?.security().clone())
     }
 }
 

@@ -74,7 +74,11 @@ fn spec(dir: &Path) -> MachineSpec {
         accel: Accel::Tcg,
         kernel: file("kernel", &guest::kernel(&guest::idle())),
         initramfs: file("initramfs", b"nothing"),
-        disks: vec![Disk { role: DiskRole::System, path: file("system.img", &[0; 1 << 16]), read_only: false }],
+        disks: vec![Disk {
+            role: DiskRole::System,
+            path: file("system.img", &[0; 1 << 16]),
+            read_only: false,
+        }],
         network: None,
         runtime_dir: dir.to_owned(),
         log_dir: dir.to_owned(),
