@@ -72,7 +72,7 @@ impl Source {
     /// git on the same repository whose new objects, temporary files and locks go to `objects`, a
     /// directory in scratch.
     pub(crate) fn writing_to(&self, objects: &Path) -> Result<Git> {
-        let ours = OsString::from_vec(quoted(&self.git_path("objects")?));
+        let ours = OsString::from_vec(quoted(&self.common_dir.join("objects")));
         let git = self.git.clone().env("GIT_OBJECT_DIRECTORY", objects.as_os_str());
         Ok(git.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", &ours))
     }

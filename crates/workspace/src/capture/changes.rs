@@ -32,13 +32,17 @@ impl Survey {
     }
 }
 
-/// Files of the git directory that are of the past. A loose ref goes before a packed one of old, so none that
-/// stays is taken away.
+/// Files of the git directory that are of the past. Refs stay, for the guest may have commits there,
+/// but for one in whose place a directory must be, or the other way round.
 fn in_git(each: &Surveyed, old: &PartFacts) -> Vec<ByteString> {
     let now = digests(&each.git_files);
     let refs = &each.part.refs.objects;
     let gone_files = old.git_files.keys().filter(|name| !now.contains_key(*name));
-    let gone_refs = old.refs.keys().filter(|name| !refs.contains_key(*name));
+    let below = |name: &str, above: &str| name.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
+    let is_in_the_way = |name: &String| {
+        !refs.contains_key(name) && refs.keys().any(|new| below(new, name) || below(name, new))
+    };
+    let gone_refs = old.refs.keys().filter(|name| is_in_the_way(name));
     let names = gone_files.chain(gone_refs);
     let below = |name: &String| [old.git_dir.as_bytes(), b"/", name.as_bytes()].concat();
     names.map(|name| ByteString(below(name))).collect()

@@ -17,4 +17,6 @@ mod round_trip;
 #[cfg(test)]
 mod situations;
 #[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod support;

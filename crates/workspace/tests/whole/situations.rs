@@ -590,45 +590,56 @@ fn situations() -> Vec<(&'static str, Given)> {
 
 #[test]
 fn the_guest_sees_what_the_developer_sees() {
-    let mut wrong = Vec::new();
     let all = situations();
     assert!(all.len() >= 70, "{}", all.len());
-    for (name, (path, _alive)) in all {
-        let before = fingerprint(&path);
-        let mut asked = request(&path);
-        asked.include_untracked = true;
-        let mut guest = match prepare(&asked) {
-            Ok(guest) => guest,
-            Err(e) => {
-                wrong.push(format!("{name}: {e}"));
-                continue;
-            }
-        };
-        let changed: Vec<_> = fingerprint(&path).into_iter().filter(|l| !before.contains(l)).collect();
-        let (host, mine) = (status(&path), status(guest.path()));
-        // Given another repository within, git would not add it either.
-        let host: String = host.lines().filter(|l| *l != "? sub/").map(|l| format!("{l}\n")).collect();
-        if host != mine {
-            wrong.push(format!("{name}: host\n{host}guest\n{mine}"));
-        }
-        if !changed.is_empty() {
-            wrong.push(format!("{name}: source written: {changed:?}"));
-        }
-        let fsck = try_git(guest.path(), &["fsck", "--no-dangling", "--no-progress"]);
-        if !fsck.status.success() {
-            wrong.push(format!("{name}: {}", String::from_utf8_lossy(&fsck.stderr)));
-        }
-        if guest.path().join(".git/objects/info/alternates").exists() || !guest.path().join(".git").is_dir() {
-            wrong.push(format!("{name}: leans on the host"));
-        }
-        if let Err(e) = export(&path, &guest.captured.base_commit, guest.path()) {
-            wrong.push(format!("{name}: export: {e}"));
-        }
-        if let Err(e) = go_on(&path, &mut guest) {
-            wrong.push(format!("{name}, later: {e}"));
-        }
-    }
+    let wrong: Vec<String> = std::thread::scope(|scope| {
+        let parts: Vec<_> = all
+            .chunks(all.len().div_ceil(4))
+            .map(|part| {
+                scope.spawn(|| {
+                    part.iter().flat_map(|(name, (path, _))| compare(name, path)).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
+    });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What is wrong with a guest's copy of a repository.
+fn compare(name: &str, path: &Path) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let before = fingerprint(path);
+    let mut asked = request(path);
+    asked.include_untracked = true;
+    let mut guest = match prepare(&asked) {
+        Ok(guest) => guest,
+        Err(e) => return vec![format!("{name}: {e}")],
+    };
+    let changed: Vec<_> = fingerprint(path).into_iter().filter(|l| !before.contains(l)).collect();
+    let (host, mine) = (status(path), status(guest.path()));
+    // Given another repository within, git would not add it either.
+    let host: String = host.lines().filter(|l| *l != "? sub/").map(|l| format!("{l}\n")).collect();
+    if host != mine {
+        wrong.push(format!("{name}: host\n{host}guest\n{mine}"));
+    }
+    if !changed.is_empty() {
+        wrong.push(format!("{name}: source written: {changed:?}"));
+    }
+    let fsck = try_git(guest.path(), &["fsck", "--no-dangling", "--no-progress"]);
+    if !fsck.status.success() {
+        wrong.push(format!("{name}: {}", String::from_utf8_lossy(&fsck.stderr)));
+    }
+    if guest.path().join(".git/objects/info/alternates").exists() || !guest.path().join(".git").is_dir() {
+        wrong.push(format!("{name}: leans on the host"));
+    }
+    if let Err(e) = export(path, &guest.captured.base_commit, guest.path()) {
+        wrong.push(format!("{name}: export: {e}"));
+    }
+    if let Err(e) = go_on(path, &mut guest) {
+        wrong.push(format!("{name}, later: {e}"));
+    }
+    wrong
 }
 
 /// The host goes on working, and the guest is brought up to date.
