@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use banger_testkit::{Sandbox, Vm, tree, wait};
@@ -11,8 +13,12 @@ fn state(vm: &Vm<'_>) -> String {
     vm.show()["state"].as_str().unwrap().to_owned()
 }
 
+fn signal(pid: u64, signal: Signal) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
+}
+
 fn kill(pid: u64) {
-    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+    signal(pid, Signal::KILL);
     // A dying process may still accept a connection.
     wait::must("it is dead", Duration::from_secs(10), || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -158,4 +164,57 @@ fn files_and_sockets_are_private_from_birth() {
     }
     sandbox.existing("private").delete();
     assert_eq!(open, Vec::<String>::new());
+}
+
+#[test]
+fn a_daemon_that_ends_or_is_replaced_while_a_command_streams_costs_that_command_and_nothing_else() {
+    let sandbox = Sandbox::bare();
+    // Given an installation of its own, as its programs will be replaced
+    let bin = sandbox.work("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in fs::read_dir(banger_testkit::bin_dir()).unwrap().map(|entry| entry.unwrap()) {
+        fs::copy(program.path(), bin.join(program.file_name())).unwrap();
+    }
+    let banger = |args: &[&str]| sandbox.program(bin.join("banger")).args(args);
+    let create = ["vm", "create", "--name", "streams", "--image", "bare", "--vcpu", "1"];
+    banger(&create).within(Duration::from_secs(120)).go().ok().done();
+    let vm = sandbox.existing("streams");
+    let pid = vm.show()["pid"].clone();
+    for how in ["asked", "terminated", "killed", "replaced"] {
+        let old = sandbox.daemon().unwrap();
+        let script = "echo ready; while sleep 1; do echo line; done";
+        let mut streams = banger(&["exec", "streams", "--", "sh", "-c", script]).start();
+        streams.until_stdout("ready");
+        // When the daemon ends in the middle of it
+        match how {
+            "terminated" => signal(u64::from(old), Signal::TERM),
+            "killed" => signal(u64::from(old), Signal::KILL),
+            "replaced" => {
+                // as an update does it: another file in the old one's place, then an end for the old one.
+                let (next, program) = (bin.join("next"), bin.join("bangerd"));
+                let mut newer = fs::read(&program).unwrap();
+                newer.extend_from_slice(b"a newer build");
+                fs::write(&next, newer).unwrap();
+                fs::set_permissions(&next, fs::metadata(&program).unwrap().permissions()).unwrap();
+                fs::rename(&next, &program).unwrap();
+                banger(&["daemon", "stop"]).go().ok().done();
+            }
+            _ => banger(&["daemon", "stop"]).go().ok().done(),
+        }
+        // then that command says so, and the next one finds the same machine.
+        streams.wait().ends_with(125).says(&["daemon", "hint:"]).done();
+        assert_eq!(banger(&["exec", "streams", "--", "echo", "again"]).go().ok().text(), "again", "{how}");
+        let new = sandbox.daemon().unwrap();
+        assert_ne!(new, old, "{how}");
+        assert_eq!((&vm.show()["pid"], state(&vm).as_str()), (&pid, "running"), "{how}");
+        if how == "replaced" {
+            let (runs, is) = (
+                fs::metadata(format!("/proc/{new}/exe")).unwrap(),
+                fs::metadata(bin.join("bangerd")).unwrap(),
+            );
+            assert_eq!((runs.dev(), runs.ino()), (is.dev(), is.ino()), "the newer build serves now");
+        }
+    }
+    vm.delete();
+    sandbox.no_vm_is_left();
 }

@@ -113,9 +113,7 @@ impl Vms {
             return self.delete_locked(op, &vm.id, lock).await;
         }
         if !dir.is_dir() {
-            let message = format!("the directory of VM '{}', {}, is gone", vm.name, dir.display());
-            let hint = format!("it can only be deleted: 'banger vm delete {}'", vm.name);
-            return Err(Error::unavailable(message).with_hint(hint));
+            return Err(directory_gone(&vm, &dir));
         }
         if self.artifacts.image_file(&vm.image_digest).is_err() {
             return Err(Error::new(
@@ -123,8 +121,8 @@ impl Vms {
                 format!("the image '{}' ({}) of VM '{}' is gone", vm.image, vm.image_digest, vm.name),
             ));
         }
-        let panicked = matches!(vm.state, VmState::Running | VmState::Paused)
-            && self.console(&vm.id).await.panicked;
+        let panicked =
+            matches!(vm.state, VmState::Running | VmState::Paused) && self.console(&vm.id).await.panicked;
         let state = match vm.state {
             state if is_settled(state) => state,
             VmState::Starting if vm.started_at.is_none() => VmState::Created,
@@ -221,6 +219,12 @@ impl Vms {
             }
         }
     }
+}
+
+/// The error of a VM whose files somebody has taken away: what was in it cannot be made again.
+pub(super) fn directory_gone(vm: &Vm, dir: &Path) -> Error {
+    Error::unavailable(format!("the directory of VM '{}', {}, is gone", vm.name, dir.display()))
+        .with_hint(format!("it can only be deleted: 'banger vm delete {}'", vm.name))
 }
 
 /// Whether nothing is under way in this state, and nothing runs.

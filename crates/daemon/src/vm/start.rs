@@ -17,6 +17,7 @@ use super::capability::{self, Context, Hooks, StepName};
 use super::disk;
 use super::handles::Handles;
 use super::live::{boot_failed, console_of, greet, mark_boot};
+use super::reconcile::directory_gone;
 use super::teardown;
 use super::{VmLock, Vms};
 use crate::op::Op;
@@ -246,6 +247,10 @@ impl Vms {
                 format!("VM '{}' wants {}, and this host has {}", vm.name, vm.shape.memory, self.host.memory),
             )
             .with_hint("give it less with --memory"));
+        }
+        let dir = self.dirs.state.vm(&vm.id);
+        if vm.unfinished.is_none() && !dir.is_dir() {
+            return Err(directory_gone(vm, &dir));
         }
         self.artifacts.image_file(&vm.image_digest)?;
         start.files = Some(self.artifacts.boot_files(&vm.kernel).await?);
