@@ -9,7 +9,7 @@ pub const BASE: &str = "banger.base";
 pub const BASE_FS: &str = "banger.basefs";
 /// Kernel command line: the writable system disk (ext4), named like [`BASE`].
 pub const SYSTEM: &str = "banger.system";
-/// Kernel command line: the disk to mount on the user's home (ext4), named like [`BASE`].
+/// Kernel command line: the disk to mount on root's home and on `/home` (ext4), named like [`BASE`].
 pub const HOME: &str = "banger.home";
 /// Kernel command line: the kernel's modules (squashfs of `/lib/modules`), named like [`BASE`];
 /// absent when the kernel has none.

@@ -53,11 +53,17 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         .open(path)
         .map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
     let connection = Connection::open(path)?;
+    configure(&connection)?;
+    Ok(connection)
+}
+
+/// What every connection that writes has, whatever SQLite was built with.
+fn configure(connection: &Connection) -> Result<(), StoreError> {
     connection.busy_timeout(PATIENCE)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    Ok(connection)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -65,27 +71,59 @@ mod tests {
     use super::*;
     use crate::SCHEMA_VERSION;
 
+    fn pragma(connection: &Connection, name: &str) -> String {
+        use rusqlite::types::Value;
+        match connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).unwrap() {
+            Value::Integer(number) => number.to_string(),
+            Value::Text(text) => text,
+            other => format!("{other:?}"),
+        }
+    }
+
+    fn must_be_configured(connection: &Connection) {
+        assert_eq!(pragma(connection, "journal_mode"), "wal");
+        assert_eq!(pragma(connection, "synchronous"), "2", "FULL");
+        assert_eq!(pragma(connection, "foreign_keys"), "1");
+        assert_eq!(pragma(connection, "busy_timeout"), "5000");
+    }
+
     #[test]
     fn every_connection_has_its_log_its_patience_and_its_foreign_keys() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("banger.db");
+        // A database that is made, and one that is there
         for _ in 0..2 {
             let store = Store::open(&path).unwrap();
-            let pragma = |name: &str| -> String {
-                let value: rusqlite::types::Value =
-                    store.connection().query_row(&format!("PRAGMA {name}"), [], |r| r.get(0)).unwrap();
-                match value {
-                    rusqlite::types::Value::Integer(n) => n.to_string(),
-                    rusqlite::types::Value::Text(text) => text,
-                    other => format!("{other:?}"),
-                }
-            };
-            assert_eq!(pragma("journal_mode"), "wal");
-            assert_eq!(pragma("synchronous"), "2", "FULL");
-            assert_eq!(pragma("foreign_keys"), "1");
-            assert_eq!(pragma("busy_timeout"), "5000");
-            assert_eq!(pragma("user_version"), SCHEMA_VERSION.to_string());
+            must_be_configured(&store.connection());
+            assert_eq!(pragma(&store.connection(), "user_version"), SCHEMA_VERSION.to_string());
         }
+    }
+
+    #[test]
+    fn none_of_that_is_left_to_how_sqlite_was_built() {
+        // Given a connection that has all of it otherwise
+        let dir = tempfile::tempdir().unwrap();
+        let connection = Connection::open(dir.path().join("x.db")).unwrap();
+        let otherwise = "PRAGMA journal_mode = DELETE; PRAGMA synchronous = OFF; PRAGMA foreign_keys = OFF; \
+             PRAGMA busy_timeout = 0";
+        connection.execute_batch(otherwise).unwrap();
+        // Then it has it afterwards
+        configure(&connection).unwrap();
+        must_be_configured(&connection);
+    }
+
+    #[test]
+    fn there_is_one_way_to_a_connection_that_writes() {
+        let mut found: Vec<String> = Vec::new();
+        for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
+            let path = file.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let product = text.split("#[cfg(test)]").next().unwrap();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            found.extend(product.matches("Connection::open").map(|_| name.clone()));
+        }
+        found.sort();
+        assert_eq!(found, ["inspect.rs", "open.rs"], "the other one only looks");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use super::{VmLock, Vms, capability, disk};
 use crate::artifacts::blocking;
 use crate::op::Op;
 
-/// What is mounted from the work disk: the home of the user that commands run as by default.
-const HOME: &str = "/root/";
+/// What is on the work disk: root's home, and everybody else's.
+const HOMES: [&str; 2] = ["/root/", "/home/"];
 
 /// The names of a set's steps.
 pub(super) fn set_steps() -> Vec<String> {
@@ -85,16 +85,10 @@ impl Vms {
         request: RebuildVm,
     ) -> Result<Vm> {
         let (before, _lock) = self.off(op, reference, "rebuild").await?;
-        if before.work_disk.is_none() && before.started_at.is_some() && !request.force {
-            return Err(Error::invalid(format!(
-                "VM '{}' has no work disk: everything in it would be lost",
-                before.name
-            ))
-            .with_hint(format!(
-                "'banger vm set {0} --work-disk 8G', then start it once to move its home there; or 'banger vm \
-                 rebuild -f {0}'",
-                before.name
-            )));
+        let dir = self.dirs.state.vm(&before.id);
+        let homes_stay = capability::has_homes(&dir, &before);
+        if before.started_at.is_some() && !request.force && !homes_stay {
+            return Err(everything_lost(&before));
         }
         let id = &before.id;
         let name = request.image.unwrap_or_else(|| before.image.clone());
@@ -102,7 +96,7 @@ impl Vms {
         self.artifacts.image_file(&image.digest)?;
         op.check()?;
         op.stage("record", format!("recording ({})", before.name), None);
-        let kept = before.workspace.clone().filter(|w| survives(&before, w.guest_path.as_str()));
+        let kept = before.workspace.clone().filter(|w| homes_stay && is_in_home(w.guest_path.as_str()));
         if let Some(lost) = before.workspace.as_ref().filter(|_| kept.is_none()) {
             op.notice(format!(
                 "the workspace at {} was on the system disk and went with it: 'banger vm workspace prepare {}'",
@@ -129,7 +123,6 @@ impl Vms {
             }
         };
         op.stage("old_disk", format!("removing the old system disk ({})", before.name), None);
-        let dir = self.dirs.state.vm(id);
         let removed = async { disk::remove_stale_systems(&dir, &after) };
         if let Err(error) = self.step(op, id, "old_disk", removed).await {
             // The VM is the new one all the same; its next start tries again.
@@ -153,9 +146,20 @@ impl Vms {
     }
 }
 
-/// Whether what is at a guest's path is on the work disk.
-fn survives(vm: &Vm, guest_path: &str) -> bool {
-    vm.work_disk.is_some() && guest_path.starts_with(HOME)
+fn everything_lost(vm: &Vm) -> Error {
+    let name = &vm.name;
+    let (why, first) = match vm.work_disk {
+        None => ("has no work disk", format!("'banger vm set {name} --work-disk 8G', then ")),
+        Some(_) => ("has not run with its work disk yet", String::new()),
+    };
+    Error::invalid(format!("VM '{name}' {why}: everything in it would be lost")).with_hint(format!(
+        "{first}'banger vm start {name}' once moves its homes there; or 'banger vm rebuild -f {name}'"
+    ))
+}
+
+/// Whether what is at a guest's path is on the work disk, if there is one.
+fn is_in_home(guest_path: &str) -> bool {
+    HOMES.iter().any(|home| guest_path.starts_with(home))
 }
 
 fn resized(before: &Vm, request: &SetVm) -> Result<Vm> {

@@ -1,11 +1,11 @@
 //! The fake's agent: the guest's end of the real channel, with answers that touch nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use banger_channel::{GuestStream, Handler};
 use banger_model::ErrorCode;
 use banger_protocol::agent::frame::Lane;
-use banger_protocol::agent::{AgentHello, ExitStatus, InitKind, Reply, Request, ShutdownMode, VERSION};
+use banger_protocol::agent::{AgentHello, ExitStatus, InitKind, Reply, Request, ShutdownMode};
 use banger_vmm::ExitReason;
 use tokio::net::UnixListener;
 
@@ -44,15 +44,19 @@ struct FakeAgent {
 impl Handler for FakeAgent {
     async fn handle(&self, request: Request, stream: GuestStream) {
         let reply = match request {
-            Request::Hello(_) => Reply::Hello(AgentHello {
-                version: VERSION,
-                agent: "fake".to_owned(),
-                capabilities: ["hello", "exec", "sync", "shutdown"].map(str::to_owned).to_vec(),
-                kernel: "fake".to_owned(),
-                boot_id: self.vmm.handle.process.pid.to_string(),
-                init: InitKind::Agent,
-                uptime_ms: 1,
-            }),
+            Request::Hello(_) => {
+                let (version, capabilities) =
+                    self.vmm.agent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Reply::Hello(AgentHello {
+                    version,
+                    agent: "fake".to_owned(),
+                    capabilities,
+                    kernel: "fake".to_owned(),
+                    boot_id: self.vmm.handle.process.pid.to_string(),
+                    init: InitKind::Agent,
+                    uptime_ms: 1,
+                })
+            }
             Request::Exec(spec) => {
                 // Echoes its words: enough to see that the channel carries what was asked.
                 let _ = stream.reply(&Reply::Started { pid: 1 }).await;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_model::VmId;
+use banger_protocol::ProtocolVersion;
+use banger_protocol::agent::VERSION;
 use banger_vmm::process::ProcessId;
 use banger_vmm::{ExitInfo, ExitReason, MachineHandle, Signal};
 use tokio::runtime::Runtime;
@@ -52,6 +54,8 @@ pub(super) struct Vmm {
     pub(super) handle: MachineHandle,
     pub(super) disk: PathBuf,
     reason: Mutex<ExitReason>,
+    /// The protocol that its agent says it speaks, and the requests it says it knows.
+    pub(super) agent: Mutex<(ProtocolVersion, Vec<String>)>,
     pub(super) exit: watch::Receiver<Option<ExitInfo>>,
 }
 
@@ -106,6 +110,14 @@ impl World {
         machine.end(reason)
     }
 
+    /// Makes the agent of a running machine one of another version, which knows these requests. Whoever asks it next
+    /// learns of that; as long as a daemon keeps its session, it does not.
+    pub fn agent(&self, id: &VmId, version: ProtocolVersion, knows: &[&str]) {
+        let machine = self.current(id).expect("a machine");
+        let knows = knows.iter().map(|name| (*name).to_owned()).collect();
+        *machine.agent.lock().unwrap_or_else(PoisonError::into_inner) = (version, knows);
+    }
+
     /// What must never happen and did: two machines on one disk, a launch without its files.
     #[must_use]
     pub fn wrong(&self) -> Vec<String> {
@@ -119,7 +131,9 @@ impl World {
     /// Takes a machine in and watches over its process.
     pub(super) fn add(&self, handle: MachineHandle, disk: PathBuf) -> Arc<Vmm> {
         let (tell, exit) = watch::channel(None);
-        let machine = Arc::new(Vmm { handle, disk, reason: Mutex::new(ExitReason::Unknown), exit });
+        let knows = ["hello", "exec", "sync", "shutdown", "configure_network"].map(str::to_owned).to_vec();
+        let agent = Mutex::new((VERSION, knows));
+        let machine = Arc::new(Vmm { handle, disk, reason: Mutex::new(ExitReason::Unknown), agent, exit });
         let mut state = self.state();
         let others =
             state.machines.values().filter(|m| m.handle.process.is_alive() && m.disk == machine.disk);

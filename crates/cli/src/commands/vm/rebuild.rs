@@ -11,7 +11,7 @@ use crate::commands::completion;
 use crate::context::Context;
 use crate::error::Result;
 
-/// Put a VM that is off on an image, with a new system disk; its work disk, which is the user's home, stays
+/// Put a VM that is off on an image, with a new system disk; its work disk, which has the homes, stays
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

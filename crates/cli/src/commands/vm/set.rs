@@ -25,8 +25,8 @@ pub(crate) struct Args {
     /// Size of the writable disk
     #[arg(long, value_name = "SIZE", group = "size")]
     disk_size: Option<Bytes>,
-    /// Size of the disk on the user's home; a VM without one gets one, with what is in its home
-    #[arg(long, value_name = "SIZE", group = "size")]
+    /// Size of the disk on the homes (root's and /home); a VM without one gets one, with what is in them
+    #[arg(long, value_name = "SIZE", group = "size", alias = "work-disk-size")]
     work_disk: Option<Bytes>,
 }
 

@@ -16,6 +16,8 @@ use futures_util::future::BoxFuture;
 use super::Vms;
 use super::handles::Handles;
 
+pub(super) use work_disk::has_homes;
+
 /// All of them. Hooks run in this order, undos in the reverse one.
 pub(crate) const ALL: &[Capability] = &[work_disk::CAPABILITY, network::CAPABILITY];
 
