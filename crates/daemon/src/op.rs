@@ -174,7 +174,12 @@ impl Op {
         if clock.stage != stage {
             clock.stage_start = now;
             clock.stage = stage.to_owned();
-            tracing::info!(stage, detail = message, since_start_ms = ms(now.duration_since(clock.start)), "stage");
+            tracing::info!(
+                stage,
+                detail = message,
+                since_start_ms = ms(now.duration_since(clock.start)),
+                "stage"
+            );
         }
         clock.message.clone_from(&message);
         clock.percent = percent;

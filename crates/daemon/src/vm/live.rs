@@ -221,7 +221,8 @@ fn unexpected_end(exit: &ExitInfo, panicked: bool, tail: &[String]) -> LastError
     let what = match (panicked, exit.signal) {
         (true, _) => "the guest's kernel panicked".to_owned(),
         (false, Some(9)) => {
-            "the machine monitor was killed by signal 9: by somebody, or by a host that ran out of memory".to_owned()
+            "the machine monitor was killed by signal 9: by somebody, or by a host that ran out of memory"
+                .to_owned()
         }
         (false, Some(signal)) => format!("the machine monitor was killed by signal {signal}"),
         (false, None) => exit.reason.as_str().to_owned(),

@@ -94,7 +94,9 @@ fn about(op: &str, state: &StateDir, context: &Context) -> Result<u8> {
     if found == 0 {
         let message = format!("the log says nothing about an operation '{}'", op.escape_debug());
         return Err(Error::not_found(message)
-            .with_hint("ids are in errors and in 'banger operation list -a'; old lines are dropped in the end")
+            .with_hint(
+                "ids are in errors and in 'banger operation list -a'; old lines are dropped in the end",
+            )
             .into());
     }
     Ok(0)
