@@ -6,6 +6,7 @@ mod exec;
 mod port;
 pub mod scan;
 mod server;
+mod vsock;
 mod watch;
 
 pub use server::{serve_guest, serve_hosted, serve_socket};

@@ -44,3 +44,9 @@ pub const STAGE_LATE: &str = "late";
 /// The name of the virtio-serial port that carries the agent channel; the guest finds it as
 /// `/sys/class/virtio-ports/*/name`.
 pub const AGENT_PORT: &str = "banger.agent";
+
+/// Kernel command line: the agent listens on this vsock port instead of the virtio-serial port. The key is
+/// `banger.vsock=`.
+pub const VSOCK: &str = "banger.vsock";
+/// The vsock port that drivers with a vsock give to [`VSOCK`].
+pub const AGENT_VSOCK_PORT: u32 = 1024;

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::process::ProcessId;
+use crate::snapshot::Layout;
 use crate::{Result, Signal};
 
 /// Everything a driver needs to start one machine.
@@ -41,6 +42,19 @@ pub struct MachineSpec {
     pub verbose_console: bool,
     /// Start nothing in the guest but the agent: for getting files out of one that cannot boot.
     pub rescue: bool,
+    /// Where its memory lives.
+    pub memory: MemoryBacking,
+}
+
+/// Where a machine's memory lives.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum MemoryBacking {
+    /// In the VMM's own memory.
+    #[default]
+    Anonymous,
+    /// In this file, which the driver makes, so that the machine can be snapshotted. A driver that
+    /// can snapshot any machine makes none.
+    File(PathBuf),
 }
 
 /// What a disk is for; also its virtio serial, by which the guest finds it.
@@ -104,6 +118,8 @@ pub struct Capabilities {
     pub snapshot: bool,
     /// A machine can begin from such files.
     pub restore: bool,
+    /// A machine can have a network device.
+    pub network: bool,
 }
 
 /// Bytes to and from the agent in the guest.
@@ -130,6 +146,15 @@ pub trait Driver: Send + Sync + Debug {
     /// When the VMM is missing, cannot be started, or ends at once (its last words are in the error).
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>>;
 
+    /// Starts a machine that goes on where a snapshotted one was, with the same layout but a
+    /// directory, an identity and disks of its own (the disks as they were at that moment). As with
+    /// [`Driver::launch`], the guest runs when this returns, and a failure leaves nothing. The
+    /// files of the snapshot are only read, but they must stay for as long as the machine runs.
+    ///
+    /// # Errors
+    /// `unsupported` when the snapshot is of another VMM, version or layout: then boot cold.
+    async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>>;
+
     /// Takes over a machine that another daemon launched. `None`: its process is gone (its sockets
     /// may still lie around).
     ///
@@ -144,9 +169,9 @@ pub trait Machine: Send + Sync + Debug {
     /// How another daemon finds it again.
     fn handle(&self) -> &MachineHandle;
 
-    /// Connects to the agent's channel. One connection at a time: a second one waits in the
-    /// socket's queue until the first is closed. What is written before the guest has opened its
-    /// side waits too.
+    /// Connects to the agent's channel. One connection at a time: a second one waits until the
+    /// first is closed. Before the guest has opened its side either this waits, or what is written
+    /// does; whoever calls sets the limit.
     ///
     /// # Errors
     /// When the socket is gone.
@@ -167,6 +192,15 @@ pub trait Machine: Send + Sync + Debug {
     /// # Errors
     /// When the VMM does not obey.
     async fn resume(&self) -> Result<()>;
+
+    /// Writes memory and device state to files in `dir`, which exists, is 0700 and is empty; they
+    /// are 0600, and holes where the memory is zero. The machine is paused afterwards, whatever it
+    /// was before: now is the moment to copy its disks; [`Machine::resume`] lets it go on. A failure
+    /// leaves none of the files.
+    ///
+    /// # Errors
+    /// `unsupported` for a machine that was not made for it (see [`MemoryBacking`]).
+    async fn snapshot(&self, dir: &Path) -> Result<()>;
 
     /// Asks the VMM to flush its block layer and quit, and waits until its process has ended. The
     /// guest is not asked: what it has not flushed itself is lost, as by pulling the plug.
@@ -210,6 +244,42 @@ pub struct MachineHandle {
     /// What holds around the process.
     #[serde(default)]
     pub security: Security,
+    /// What the machine consists of; empty in a handle written before there was this.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Where its words are; empty in a handle written before there was this.
+    #[serde(default)]
+    pub words: Words,
+}
+
+/// Where the words of one machine begin in files that its predecessors wrote to as well.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Words {
+    /// The directory of `console.log` and `vmm.log`.
+    pub dir: PathBuf,
+    /// The length of `console.log` before the machine.
+    pub console_start: u64,
+    /// The length of `vmm.log` before the machine.
+    pub log_start: u64,
+}
+
+impl Words {
+    /// Those of a machine that is about to start.
+    pub(crate) fn begin(dir: &Path) -> Self {
+        let mut words = Self { dir: dir.to_owned(), ..Self::default() };
+        let length = |path: PathBuf| path.metadata().map_or(0, |m| m.len());
+        words.console_start = length(words.console());
+        words.log_start = length(words.log());
+        words
+    }
+
+    pub(crate) fn console(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("vmm.log")
+    }
 }
 
 /// How a VMM ended.

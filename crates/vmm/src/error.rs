@@ -26,6 +26,74 @@ pub enum VmmError {
         /// Why.
         why: String,
     },
+    /// No Firecracker.
+    #[error("Firecracker is missing: {looked} is not an executable file")]
+    FirecrackerMissing {
+        /// Where we looked.
+        looked: String,
+    },
+    /// A Firecracker that cannot be used.
+    #[error("{program} cannot be used: {why}", program = .program.display())]
+    FirecrackerUnusable {
+        /// The binary.
+        program: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A machine that this driver cannot make.
+    #[error("the {driver} driver cannot run VM '{vm}': {why}")]
+    CannotRun {
+        /// Which driver.
+        driver: &'static str,
+        /// The VM's name.
+        vm: String,
+        /// Why.
+        why: String,
+        /// What to type.
+        hint: &'static str,
+    },
+    /// A kernel file that cannot be booted.
+    #[error("the kernel {path} cannot be unpacked: {why}", path = .path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Two machines on one disk.
+    #[error("the disk {path} of VM '{vm}' is in use by another machine (its lock is taken)", path = .path.display())]
+    DiskInUse {
+        /// The VM's name.
+        vm: String,
+        /// The disk's file.
+        path: PathBuf,
+    },
+    /// The VMM refused what it was to start.
+    #[error("the machine monitor refused to start VM '{vm}': {message} ('{call}')")]
+    RefusedAtStart {
+        /// The VM's name.
+        vm: String,
+        /// The call.
+        call: String,
+        /// What it said.
+        message: String,
+    },
+    /// A machine that cannot be snapshotted.
+    #[error("VM '{vm}' cannot be snapshotted: {why}")]
+    NoSnapshot {
+        /// The VM's name.
+        vm: String,
+        /// Why.
+        why: String,
+    },
+    /// A snapshot from which this machine cannot go on.
+    #[error("VM '{vm}' cannot go on from this snapshot: {why}")]
+    ForeignSnapshot {
+        /// The VM's name.
+        vm: String,
+        /// Why.
+        why: String,
+    },
     /// This driver is not part of this build.
     #[error("the {driver} driver is not available yet")]
     DriverUnavailable {
@@ -165,13 +233,21 @@ impl VmmError {
         match self {
             Self::QemuMissing { .. }
             | Self::QemuUnusable { .. }
+            | Self::FirecrackerMissing { .. }
+            | Self::FirecrackerUnusable { .. }
             | Self::Spawn { .. }
             | Self::CageMissing { .. }
             | Self::CageIncomplete { .. }
             | Self::Socket { .. } => ErrorCode::Unavailable,
             Self::KvmUnavailable { .. } => ErrorCode::Unavailable,
-            Self::DriverUnavailable { .. } => ErrorCode::Unsupported,
-            Self::DiedAtStart { .. } => ErrorCode::BootFailed,
+            Self::DriverUnavailable { .. }
+            | Self::CannotRun { .. }
+            | Self::NoSnapshot { .. }
+            | Self::ForeignSnapshot { .. } => ErrorCode::Unsupported,
+            Self::DiedAtStart { .. } | Self::RefusedAtStart { .. } | Self::Kernel { .. } => {
+                ErrorCode::BootFailed
+            }
+            Self::DiskInUse { .. } => ErrorCode::Busy,
             Self::PathNotUtf8 { .. } => ErrorCode::InvalidArgument,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::NotRunning { .. } => ErrorCode::NotRunning,
@@ -189,11 +265,21 @@ impl VmmError {
             Self::QemuUnusable { .. } => {
                 "banger needs QEMU 7.2 or newer with the microvm machine; set BANGER_QEMU to one"
             }
+            Self::FirecrackerMissing { .. } => "set BANGER_FIRECRACKER to its path, or use '--driver qemu'",
+            Self::FirecrackerUnusable { .. } => {
+                "banger needs Firecracker 1.15 or newer; set BANGER_FIRECRACKER to one"
+            }
+            Self::CannotRun { hint, .. } => hint,
+            Self::Kernel { .. } => "pull the kernel again: 'banger kernel pull --force NAME'",
+            Self::DiskInUse { .. } => "'banger vm list' shows what runs",
+            Self::RefusedAtStart { .. } => "'banger vm logs' has the machine monitor's own log",
+            Self::NoSnapshot { .. } => "start it as a template, or use the firecracker driver",
+            Self::ForeignSnapshot { .. } => "start the VM without the snapshot: it boots cold",
             Self::DriverUnavailable { .. } => "use '--driver qemu' or '--driver auto'",
             Self::KvmUnavailable { hint, .. } | Self::CageIncomplete { hint, .. } => hint,
             Self::CageMissing { .. } => "install banger again ('make install'): its programs belong together",
             Self::DiedAtStart { .. } => {
-                "'banger doctor' checks QEMU and KVM; 'banger vm logs' has the whole log"
+                "'banger doctor' checks the machine monitors and KVM; 'banger vm logs' has the whole log"
             }
             Self::PathNotUtf8 { .. } => "choose another BANGER_STATE_DIR",
             Self::Timeout { .. } => "end it with 'banger vm kill'",

@@ -9,17 +9,21 @@ mod choose;
 pub mod console;
 mod driver;
 mod error;
+pub mod firecracker;
 pub mod kvm;
 pub mod process;
 pub mod qemu;
+mod snapshot;
+mod sockets;
 mod spawn;
 
 pub use cage::{Cage, Policy};
 pub use choose::{Choice, choose};
 pub use driver::{
     AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec,
-    NetDevice,
+    MemoryBacking, NetDevice, Words,
 };
 pub use error::{Result, VmmError};
 pub use rustix::process::Signal;
+pub use snapshot::{DiskLayout, Layout};
 pub use spawn::{Spawned, Standalone};

@@ -106,6 +106,11 @@ impl ProcessId {
             && stat(self.pid).is_ok_and(|s| s.is_some_and(|s| s.start_time == self.start_time && !s.ended()))
     }
 
+    /// Whether a signal has stopped this very process (`T` in `/proc/PID/stat`).
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.is_alive() && stat(self.pid).is_ok_and(|s| s.is_some_and(|s| s.state == b'T'))
+    }
+
     /// How long it has run, if it does.
     fn age(&self) -> Result<Duration> {
         let path = Path::new("/proc/uptime");
@@ -170,14 +175,19 @@ pub(crate) fn signal_pidfd(fd: std::os::fd::BorrowedFd<'_>, pid: u32, signal: Si
 /// Waits for the end of the process behind a pidfd; `None` when it is not our child.
 pub(crate) async fn wait_pidfd(fd: OwnedFd, pid: u32) -> Result<Option<ChildExit>> {
     let failed = |source| VmmError::Process { what: "wait for", pid, source };
+    let fd = watch_fd(fd).map_err(failed)?;
+    // A pidfd becomes readable when its process ends, for any holder (pidfd_open(2)).
+    let _ready = fd.readable().await.map_err(failed)?;
+    reap(fd.get_ref().as_fd()).map_err(failed)
+}
+
+/// Registers a descriptor with the runtime, to wait until it can be read.
+pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     #[expect(unsafe_code, reason = "tokio cannot see that an OwnedFd keeps its descriptor")]
     // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives, and the AsyncFd
     // owns it.
     let registered = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
-    let fd = registered.map_err(|error| failed(error.into_parts().1))?;
-    // A pidfd becomes readable when its process ends, for any holder (pidfd_open(2)).
-    let _ready = fd.readable().await.map_err(failed)?;
-    reap(fd.get_ref().as_fd()).map_err(failed)
+    registered.map_err(|error| error.into_parts().1)
 }
 
 fn reap(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<ChildExit>> {

@@ -25,8 +25,10 @@ pub struct Standalone {
     args: Vec<OsString>,
     fds: Vec<OwnedFd>,
     log: PathBuf,
+    output: Option<PathBuf>,
     dir: PathBuf,
     small_pages: bool,
+    private: bool,
     cage: Option<(Cage, Policy)>,
 }
 
@@ -49,10 +51,26 @@ impl Standalone {
             args: Vec::new(),
             fds: Vec::new(),
             log: log.to_owned(),
+            output: None,
             dir: dir.to_owned(),
             small_pages: false,
+            private: false,
             cage: None,
         }
+    }
+
+    /// Appends its standard output to a file of its own (made 0600), not to the log.
+    #[must_use]
+    pub fn output(mut self, file: &Path) -> Self {
+        self.output = Some(file.to_owned());
+        self
+    }
+
+    /// Whatever files and sockets it makes are nobody else's from birth.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.private = true;
+        self
     }
 
     /// Keeps huge pages from the program, whatever it asks for.
@@ -146,11 +164,15 @@ impl Standalone {
 
     /// Runs a command with our descriptors, in a session of its own.
     fn start(&self, mut command: Command, log: File) -> io::Result<Child> {
-        command.current_dir(&self.dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let output = match &self.output {
+            Some(path) => append_to(path)?,
+            None => log.try_clone()?,
+        };
+        command.current_dir(&self.dir).stdin(Stdio::null()).stdout(output).stderr(log);
         let given: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let small_pages = self.small_pages;
+        let (small_pages, private) = (self.small_pages, self.private);
         // SAFETY: the closure runs between fork and exec. It only makes system calls (setsid,
-        // close_range, fcntl, prctl), allocates nothing and touches no lock; the descriptors it names are
+        // close_range, fcntl, prctl, umask), allocates nothing and touches no lock; the descriptors it names are
         // kept open by `self.fds` until after the spawn.
         #[expect(unsafe_code, reason = "pre_exec is the only hook between fork and exec")]
         unsafe {
@@ -158,6 +180,9 @@ impl Standalone {
                 if small_pages {
                     // A kernel without huge pages has nothing to disable.
                     let _ = rustix::thread::disable_transparent_huge_pages(true);
+                }
+                if private {
+                    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
                 }
                 detach(&given)
             });
@@ -262,7 +287,11 @@ fn detach(given: &[RawFd]) -> io::Result<()> {
 
 /// Opens a log for appending; made 0600 when it is not there.
 pub(crate) fn open_log(path: &Path) -> Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(VmmError::file("open", path))
+    append_to(path).map_err(VmmError::file("open", path))
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]
@@ -312,6 +341,29 @@ mod tests {
         assert!(process.is_alive());
         drop(spawned);
         assert!(ProcessId::of(process.pid).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn output_can_have_a_file_of_its_own_and_what_is_made_can_be_private() {
+        // Given a program that writes to both outputs and makes a file
+        let dir = tempfile::tempdir().unwrap();
+        let (log, output) = (dir.path().join("log"), dir.path().join("output"));
+        fs::write(&output, "before\n").unwrap();
+        let script = "echo says; echo complains >&2; : > made; exec sleep 600";
+        let program = Standalone::new(Path::new("/bin/sh"), &log, dir.path()).output(&output).private();
+        // When it has run
+        let spawned = program.args(["-c", script]).spawn().unwrap();
+        while !dir.path().join("made").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(spawned);
+        // Then each went to its own file, appended, and the new file is nobody else's
+        assert_eq!(fs::read_to_string(&output).unwrap(), "before\nsays\n");
+        assert_eq!(fs::read_to_string(&log).unwrap(), "complains\n");
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &dir.path().join("made").metadata().unwrap().permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

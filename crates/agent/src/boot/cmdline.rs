@@ -20,6 +20,8 @@ pub(super) struct BootConfig {
     pub(super) home: Option<String>,
     /// The disk with the kernel's modules.
     pub(super) modules: Option<String>,
+    /// The vsock port of the channel; without one, it is a virtio-serial port.
+    pub(super) vsock: Option<u32>,
     /// Whether to leave the image's init alone.
     pub(super) rescue: bool,
     /// Whether to print how long each step took.
@@ -45,9 +47,14 @@ pub(super) fn parse(cmdline: &str) -> Result<BootConfig> {
         system: value(boot::SYSTEM),
         home: value(boot::HOME),
         modules: value(boot::MODULES),
+        vsock: value(boot::VSOCK).map(|port| port.parse().map_err(|_| bad_port(&port))).transpose()?,
         rescue: has(boot::RESCUE),
         debug: has(boot::DEBUG),
     })
+}
+
+fn bad_port(port: &str) -> BootError {
+    BootError::Invalid(format!("{}={} is no vsock port", boot::VSOCK, port.escape_debug()))
 }
 
 #[cfg(test)]
@@ -66,7 +73,15 @@ mod tests {
         assert_eq!(config.base_fs, "squashfs");
         assert_eq!(config.hostname.as_deref(), Some("calm-otter"));
         assert_eq!(config.system, None);
+        assert_eq!(config.vsock, None);
         assert!(config.debug && !config.rescue);
+    }
+
+    #[test]
+    fn the_channel_can_be_a_vsock_port() {
+        let line = |port: &str| format!("banger.base=vda banger.basefs=squashfs banger.vsock={port}");
+        assert_eq!(parse(&line("1024")).unwrap().vsock, Some(1024));
+        assert!(parse(&line("high")).unwrap_err().to_string().contains("banger.vsock=high"));
     }
 
     #[test]

@@ -22,6 +22,8 @@ use super::{SERVER_ARG0, guest, sys};
 pub(super) const MODULES_FD: &str = "BANGER_MODULES_FD";
 /// Tells the server which init process 1 is about to become; absent when it stays the agent.
 pub(super) const INIT: &str = "BANGER_INIT";
+/// Tells the server on which vsock port to serve; absent when the channel is a virtio-serial port.
+pub(super) const VSOCK: &str = "BANGER_VSOCK";
 /// The server's cgroup: beside systemd's, which would else take the server into its own init.scope.
 const CGROUP: &str = "/sys/fs/cgroup/banger-agent";
 /// Where images keep their init, in the order in which the kernel and distributions look.
@@ -40,11 +42,18 @@ const RESTARTS: usize = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(30);
 
 /// Starts this executable again as the server, beside `init` if there is one, and returns its process id.
-pub(super) fn start_server(modules: Option<&ModuleDir>, init: Option<&str>) -> Result<u32> {
+pub(super) fn start_server(
+    modules: Option<&ModuleDir>,
+    init: Option<&str>,
+    vsock: Option<u32>,
+) -> Result<u32> {
     let mut server = Command::new("/proc/self/exe");
     server.arg0(SERVER_ARG0).env_clear().env("PATH", PATH);
     if let Some(init) = init {
         server.env(INIT, init);
+    }
+    if let Some(port) = vsock {
+        server.env(VSOCK, port.to_string());
     }
     if let Some(dir) = modules {
         rustix::io::fcntl_setfd(dir.fd(), FdFlags::empty())
@@ -78,7 +87,7 @@ pub(super) fn become_init(init: &str, server: u32) -> BootError {
 }
 
 /// Process 1 for good. The signals are those of systemd(1), busybox's and sysvinit's tools.
-pub(super) fn stay(mut server: u32, modules: Option<&ModuleDir>) -> ! {
+pub(super) fn stay(mut server: u32, modules: Option<&ModuleDir>, vsock: Option<u32>) -> ! {
     let power_off =
         [libc::SIGUSR1, libc::SIGUSR2, libc::SIGPWR, sys::realtime_signal(3), sys::realtime_signal(4)];
     let reboot = [libc::SIGTERM, libc::SIGINT, sys::realtime_signal(5)];
@@ -99,7 +108,7 @@ pub(super) fn stay(mut server: u32, modules: Option<&ModuleDir>) -> ! {
             say("the agent ended; it is started again");
             // Commands inherit the mask of blocked signals; the server must not.
             let _ = signals.unblock();
-            server = start_server(modules, None).unwrap_or_else(|error| die(&error.to_string()));
+            server = start_server(modules, None, vsock).unwrap_or_else(|error| die(&error.to_string()));
             let _ = signals.block();
             continue;
         }

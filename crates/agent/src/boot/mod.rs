@@ -60,26 +60,35 @@ pub fn role() -> Role {
 /// one line `banger: …` on the console when that cannot be done.
 pub fn run_init() -> ! {
     match boot() {
-        Ok((server, modules, init)) => {
+        Ok(Booted { server, modules, init, vsock }) => {
             if let Some(init) = init {
                 let error = handover::become_init(init, server);
                 console::say(&format!("{error}; the agent stays process 1"));
             }
-            handover::stay(server, modules.as_ref())
+            handover::stay(server, modules.as_ref(), vsock)
         }
         Err(error) => console::die(&error.to_string()),
     }
 }
 
+/// What process 1 goes on with.
+struct Booted {
+    server: u32,
+    modules: Option<ModuleDir>,
+    init: Option<&'static str>,
+    vsock: Option<u32>,
+}
+
 /// Everything up to the running server, which shares the processor with what comes after.
-fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
+fn boot() -> Result<Booted> {
     let mut steps = console::Steps::begin();
     root::mount_initramfs()?;
     let line = std::fs::read_to_string("/proc/cmdline").map_err(BootError::os("read /proc/cmdline"))?;
     let config = cmdline::parse(&line)?;
     steps.done("start");
     let modules = ModuleDir::open(&format!("/{}", boot::MODULE_DIR))?;
-    let devices = modules.as_ref().map(load_devices).transpose()?;
+    let channel = if config.vsock.is_some() { boot::STAGE_LATE } else { boot::STAGE_CHANNEL };
+    let devices = modules.as_ref().map(|dir| load_devices(dir, channel)).transpose()?;
     steps.done("modules");
     let disks = Disks::find(&config)?;
     let first_boot = root::assemble(&config, &disks)?;
@@ -107,23 +116,23 @@ fn boot() -> Result<(u32, Option<ModuleDir>, Option<&'static str>)> {
     }
     steps.done("devices");
     let init = if config.rescue { None } else { handover::find_init(Path::new("/")) };
-    let server = handover::start_server(modules.as_ref(), init)?;
+    let server = handover::start_server(modules.as_ref(), init, config.vsock)?;
     steps.done("server");
     if config.debug {
         steps.print();
     }
-    Ok((server, modules, init))
+    Ok(Booted { server, modules, init, vsock: config.vsock })
 }
 
-/// Loads what the root needs, and begins with what the channel and the network need on a thread of its own, so that a
+/// Loads what the root needs, and begins with what the channel (its stage) and the network need on a thread of its own, so that a
 /// second processor has something to do. Who becomes another program must have joined it: that would end the thread.
-fn load_devices(dir: &ModuleDir) -> Result<std::thread::JoinHandle<Result<()>>> {
+fn load_devices(dir: &ModuleDir, channel: &'static str) -> Result<std::thread::JoinHandle<Result<()>>> {
     dir.load(boot::STAGE_BUS)?;
     let network = network::has_device(Path::new("/sys/bus/virtio/devices"));
     let beside = dir.try_clone()?;
     let thread = std::thread::Builder::new()
         .spawn(move || {
-            beside.load(boot::STAGE_CHANNEL)?;
+            beside.load(channel)?;
             if network { beside.load(boot::STAGE_NET) } else { Ok(()) }
         })
         .map_err(BootError::os("start a thread"))?;
@@ -141,6 +150,12 @@ pub fn enter_server() {
 /// Takes the server's OOM protection off a child. Cheap; call it for every command that is run for the host.
 pub fn expose_to_oom(pid: u32) {
     let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+}
+
+/// The vsock port to serve, where the channel is one.
+#[must_use]
+pub fn vsock_port() -> Option<u32> {
+    std::env::var(handover::VSOCK).ok()?.parse().ok()
 }
 
 /// Who is process 1, also while it is only about to become the image's init.

@@ -310,6 +310,7 @@ impl Vms {
             log_dir,
             verbose_console,
             rescue: start.rescue,
+            memory: banger_vmm::MemoryBacking::Anonymous,
         };
         for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
             if start.rescue && !capability.in_rescue {

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use banger_model::DriverKind;
 use banger_vmm::process::mark;
 use banger_vmm::{
-    AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec,
-    Result, Signal, Standalone, VmmError,
+    AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Layout, Machine, MachineHandle,
+    MachineSpec, Result, Signal, Standalone, VmmError, Words,
 };
 use tokio::net::{UnixListener, UnixStream};
 
@@ -42,7 +42,13 @@ impl Driver for FakeDriver {
     }
 
     async fn capabilities(&self) -> Result<Capabilities> {
-        Ok(Capabilities { version: "fake".to_owned(), pause: true, snapshot: false, restore: false })
+        Ok(Capabilities {
+            version: "fake".to_owned(),
+            pause: true,
+            snapshot: false,
+            restore: false,
+            network: true,
+        })
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
@@ -69,6 +75,8 @@ impl Driver for FakeDriver {
         let is_system = |d: &&Disk| d.role == DiskRole::System;
         let disk = spec.disks.iter().find(is_system).map(|d| d.path.clone()).unwrap_or_default();
         let handle = MachineHandle {
+            layout: Layout::of(&spec),
+            words: Words::default(),
             vm: spec.id,
             name: spec.name,
             driver: DriverKind::Qemu,
@@ -81,6 +89,11 @@ impl Driver for FakeDriver {
         let vmm = self.world.add(handle, disk);
         self.world.spawn(agent::serve(vmm.clone(), listener, fate));
         Ok(Arc::new(FakeMachine { vmm }))
+    }
+
+    async fn restore(&self, spec: MachineSpec, _snapshot: &Path) -> Result<Arc<dyn Machine>> {
+        let why = "the fake has no snapshots".to_owned();
+        Err(VmmError::ForeignSnapshot { vm: spec.name.to_string(), why })
     }
 
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {
@@ -125,6 +138,11 @@ impl Machine for FakeMachine {
 
     async fn resume(&self) -> Result<()> {
         self.vmm.handle.process.signal(Signal::CONT).map(|_| ())
+    }
+
+    async fn snapshot(&self, _dir: &Path) -> Result<()> {
+        let why = "the fake has no snapshots".to_owned();
+        Err(VmmError::NoSnapshot { vm: self.vmm.handle.name.to_string(), why })
     }
 
     async fn stop(&self) -> Result<()> {

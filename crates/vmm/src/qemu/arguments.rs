@@ -23,11 +23,23 @@ pub(super) struct Descriptors {
     pub network: Option<RawFd>,
 }
 
+/// Where the guest's memory is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Memory<'a> {
+    /// QEMU's own.
+    Anonymous,
+    /// A file that is the memory: it can be snapshotted.
+    Shared(&'a Path),
+    /// A file that it begins with and never writes to; the device state comes by a migration.
+    Clone(&'a Path),
+}
+
 /// The arguments, without the program itself.
 pub(super) fn arguments(
     spec: &MachineSpec,
     console: &Path,
     fds: Descriptors,
+    memory: Memory<'_>,
     boot: Boot,
 ) -> Result<Vec<String>> {
     let mut args: Vec<String> = Vec::new();
@@ -38,7 +50,22 @@ pub(super) fn arguments(
     put(&["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
     // Wait for 'cont': the guest must not end before anybody listens to why.
     put(&["-S"]);
-    put(&["-machine", MACHINE, "-accel", accel(spec), "-cpu", cpu(spec)]);
+    let machine = match memory {
+        Memory::Anonymous => MACHINE.to_owned(),
+        Memory::Shared(path) | Memory::Clone(path) => {
+            let share = if matches!(memory, Memory::Shared(_)) { "on" } else { "off" };
+            let (size, path) = (spec.shape.memory.0, comma_safe(path)?);
+            put(&[
+                "-object",
+                &format!("memory-backend-file,id=memory,size={size}M,share={share},mem-path={path}"),
+            ]);
+            format!("{MACHINE},memory-backend=memory")
+        }
+    };
+    if matches!(memory, Memory::Clone(_)) {
+        put(&["-incoming", "defer"]);
+    }
+    put(&["-machine", &machine, "-accel", accel(spec), "-cpu", cpu(spec)]);
     put(&["-smp", &spec.shape.vcpu.to_string(), "-m", &format!("{}M", spec.shape.memory.0)]);
     // No new programs, no new privileges, no obsolete system calls.
     put(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
@@ -114,7 +141,7 @@ fn comma_safe(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DiskRole, NetDevice};
+    use crate::{DiskRole, MemoryBacking, NetDevice};
     use banger_model::{Bytes, MachineShape, Mib, RootFsType, VmId};
 
     fn spec() -> MachineSpec {
@@ -136,13 +163,14 @@ mod tests {
             log_dir: "/v,1".into(),
             verbose_console: false,
             rescue: false,
+            memory: MemoryBacking::Anonymous,
         }
     }
 
     const FDS: Descriptors = Descriptors { control: 7, agent: 8, network: Some(9) };
 
     fn line(spec: &MachineSpec, boot: Boot) -> String {
-        arguments(spec, Path::new("/v,1/console.log"), FDS, boot).unwrap().join("\n")
+        arguments(spec, Path::new("/v,1/console.log"), FDS, Memory::Anonymous, boot).unwrap().join("\n")
     }
 
     #[test]
@@ -156,8 +184,21 @@ mod tests {
     fn a_machine_without_network_has_no_device_for_it() {
         let none = MachineSpec { network: None, ..spec() };
         let fds = Descriptors { network: None, ..FDS };
-        let line = arguments(&none, Path::new("/c"), fds, Boot::default()).unwrap().join(" ");
+        let line =
+            arguments(&none, Path::new("/c"), fds, Memory::Anonymous, Boot::default()).unwrap().join(" ");
         assert!(!line.contains("netdev") && !line.contains("virtio-net"), "{line}");
+    }
+
+    #[test]
+    fn memory_in_a_file_is_shared_by_its_machine_and_private_to_a_clone() {
+        let line =
+            |memory| arguments(&spec(), Path::new("/c"), FDS, memory, Boot::default()).unwrap().join(" ");
+        let shared = line(Memory::Shared(Path::new("/v,1/memory")));
+        let file = "-object memory-backend-file,id=memory,size=512M,share=on,mem-path=/v,,1/memory ";
+        assert!(shared.contains(file) && shared.contains(",memory-backend=memory -accel"), "{shared}");
+        assert!(!shared.contains("-incoming"), "{shared}");
+        let clone = line(Memory::Clone(Path::new("/s/memory")));
+        assert!(clone.contains("share=off") && clone.contains("-incoming defer"), "{clone}");
     }
 
     #[test]
@@ -176,7 +217,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let odd = std::ffi::OsString::from_vec(b"/k/\xff".to_vec());
         let spec = MachineSpec { kernel: odd.into(), ..spec() };
-        let error = arguments(&spec, Path::new("/c"), FDS, Boot::default()).unwrap_err();
+        let error = arguments(&spec, Path::new("/c"), FDS, Memory::Anonymous, Boot::default()).unwrap_err();
         assert!(error.to_string().contains("UTF-8"), "{error}");
     }
 }

@@ -3,7 +3,8 @@
 //! Owns the connection to the control socket and the reaping of the process. Must never end the
 //! VMM because this process, or a value in it, goes away.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -11,20 +12,23 @@ use std::time::Duration;
 use async_trait::async_trait;
 use banger_model::{Accel, DriverKind};
 use serde_json::Value;
-use tokio::net::UnixStream;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 
-use super::arguments::{Descriptors, arguments};
+use super::arguments::{Descriptors, Memory, arguments};
 use super::clock::HostClock;
 use super::confinement::policy;
 use super::kernel_arguments::Boot;
+use super::migration;
 use super::qmp::{self, Heard, Qmp, QmpError};
-use super::sockets::{Cleanup, listen};
 use crate::cage::Cage;
+use crate::driver::Words;
 use crate::process::{ProcessId, wait_pidfd};
+use crate::snapshot::{About, Files, Layout, copy, make_memory_file};
+use crate::sockets::{self, Cleanup, listen};
 use crate::spawn::{Spawned, Standalone, open_log};
 use crate::{
-    AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec, Result, Signal, VmmError, console,
+    AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec, MemoryBacking, Result, Signal,
+    VmmError, console,
 };
 
 /// How long a VMM may take to flush its disks and quit.
@@ -48,20 +52,39 @@ struct Control {
     heard: Arc<Heard>,
 }
 
+/// How a machine begins.
+#[derive(Debug)]
+pub(super) enum Begin<'a> {
+    /// By booting.
+    Boot,
+    /// Where the snapshotted one was.
+    Restore(&'a Files),
+}
+
 pub(super) async fn launch(
     program: &Path,
     cage: &Cage,
     spec: MachineSpec,
     clock: &HostClock,
+    how: Begin<'_>,
 ) -> Result<QemuMachine> {
     let control_socket = spec.runtime_dir.join("qmp.sock");
     let agent_socket = spec.runtime_dir.join("agent.sock");
-    let log = spec.log_dir.join("vmm.log");
-    let console = spec.log_dir.join("console.log");
-    let log_start = std::fs::metadata(&log).map_or(0, |m| m.len());
-    let sockets = Cleanup::of(&[&control_socket, &agent_socket]);
+    let words = Words::begin(&spec.log_dir);
+    let mut made = Cleanup::of(&[&control_socket, &agent_socket]);
+    let mut layout = Layout::of(&spec);
+    let memory = match (&spec.memory, &how) {
+        (_, Begin::Restore(files)) => Memory::Clone(&files.memory),
+        (MemoryBacking::File(path), Begin::Boot) => {
+            make_memory_file(path, spec.shape.memory)?;
+            made.add(path.clone());
+            layout.memory_file = Some(path.clone());
+            Memory::Shared(path)
+        }
+        (MemoryBacking::Anonymous, Begin::Boot) => Memory::Anonymous,
+    };
 
-    let mut qemu = Standalone::new(program, &log, &spec.log_dir);
+    let mut qemu = Standalone::new(program, &words.log(), &spec.log_dir).private();
     if spec.accel == Accel::Tcg {
         // A guest that boots touches little of each of its memory's huge pages, and the host has to find and clear
         // them whole: a cold boot took 2.5 s with them and 2.15 s without, medians on a host whose hypervisor takes
@@ -73,9 +96,13 @@ pub(super) async fn launch(
         agent: qemu.give(listen(&agent_socket)?),
         network: None,
     };
-    let mut spec = spec;
-    if let Some(network) = &mut spec.network {
+    if let Some(network) = &spec.network {
         fds.network = Some(qemu.give(duplicate(&network.backend)?));
+    }
+    let mut incoming = None;
+    if let Begin::Restore(files) = &how {
+        let state = File::open(&files.state).map_err(VmmError::file("open", &files.state))?;
+        incoming = Some(qemu.give(state.into()));
     }
     let tsc_khz = match spec.accel {
         Accel::Tcg => clock.khz().await,
@@ -83,22 +110,29 @@ pub(super) async fn launch(
         Accel::Kvm => None,
     };
     let boot = Boot { tsc_khz, verbose: spec.verbose_console, rescue: spec.rescue };
-    let args = arguments(&spec, &console, fds, boot)?;
+    let console = words.console();
+    let args = arguments(&spec, &console, fds, memory, boot)?;
     // What is not there yet cannot be given.
     drop(open_log(&console)?);
-    let spawned = qemu.args(args).caged(cage, policy(program, &spec, &console)).spawn()?;
+    let mut policy = policy(program, &spec, &console);
+    if let Memory::Shared(path) | Memory::Clone(path) = memory {
+        // QEMU opens it for writing even where its mapping is private.
+        policy.write.push(path.to_owned());
+    }
+    let spawned = qemu.args(args).caged(cage, policy).spawn()?;
     // QEMU has its own copy now; ours would keep the network's other side from seeing its end.
+    let mut spec = spec;
     drop(spec.network.take());
 
     let heard = Arc::<Heard>::default();
-    let connected = begin(&control_socket, &heard).await;
+    let connected = begin(&control_socket, &heard, incoming).await;
     let connection = match connected {
         Ok(connection) => connection,
-        Err(error) => return Err(explain(&spec, spawned, &log, log_start, error).await),
+        Err(error) => return Err(explain(&spec, spawned, &words, error).await),
     };
     let security = spawned.security().clone();
     let (process, pidfd) = spawned.release();
-    sockets.keep();
+    made.keep();
     let handle = MachineHandle {
         vm: spec.id,
         name: spec.name,
@@ -107,6 +141,8 @@ pub(super) async fn launch(
         process,
         control_socket,
         agent_socket,
+        layout,
+        words,
         security,
     };
     let control = Control { connection: AsyncMutex::new(Some(connection)), heard };
@@ -135,15 +171,9 @@ pub(super) fn adopt(handle: &MachineHandle) -> Result<Option<QemuMachine>> {
 }
 
 /// Why QEMU did not greet us: most often because it has ended, and its log says why.
-async fn explain(
-    spec: &MachineSpec,
-    spawned: Spawned,
-    log: &Path,
-    log_start: u64,
-    error: QmpError,
-) -> VmmError {
+async fn explain(spec: &MachineSpec, spawned: Spawned, words: &Words, error: QmpError) -> VmmError {
     let vm = spec.name.to_string();
-    let words = || console::tail_from(log, log_start, LAST_WORDS).join("; ");
+    let said = || console::tail_from(&words.log(), words.log_start, LAST_WORDS).join("; ");
     match spawned.ended_within(LAST_BREATH).await {
         Some(exit) => {
             let status = match (exit.code, exit.signal) {
@@ -151,7 +181,7 @@ async fn explain(
                 (_, Some(signal)) => format!("signal {signal}"),
                 _ => "status unknown".to_owned(),
             };
-            VmmError::DiedAtStart { vm, status, log: words() }
+            VmmError::DiedAtStart { vm, status, log: said() }
         }
         None if error == QmpError::Late => {
             VmmError::Timeout { vm, what: "greet us", seconds: qmp::ANSWER.as_secs() }
@@ -165,29 +195,38 @@ fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
 }
 
 async fn connect(socket: &Path, heard: &Arc<Heard>) -> Result<Qmp, QmpError> {
-    let stream = UnixStream::connect(socket).await.map_err(|_| QmpError::Closed)?;
-    Qmp::start(stream, Arc::clone(heard)).await
+    let stream = sockets::connect(socket).await.map_err(|_| QmpError::Closed)?;
+    Qmp::over(stream, Arc::clone(heard)).await
 }
 
-/// Connects and lets the guest begin.
-async fn begin(socket: &Path, heard: &Arc<Heard>) -> Result<Qmp, QmpError> {
+/// Connects and lets the guest begin, or go on from the state behind a descriptor.
+async fn begin(socket: &Path, heard: &Arc<Heard>, incoming: Option<RawFd>) -> Result<Qmp, QmpError> {
     let qmp = connect(socket, heard).await?;
+    if let Some(fd) = incoming {
+        migration::load(&qmp, fd).await?;
+    }
     qmp.execute("cont").await?;
     Ok(qmp)
 }
 
 impl Control {
     async fn execute(&self, socket: &Path, command: &str) -> Result<Value, QmpError> {
+        let connection = self.connected(socket).await?;
+        match connection.as_ref() {
+            Some(qmp) => qmp.execute(command).await,
+            None => Err(QmpError::Closed),
+        }
+    }
+
+    /// The connection, for as long as the guard is held.
+    async fn connected(&self, socket: &Path) -> Result<MutexGuard<'_, Option<Qmp>>, QmpError> {
         let mut connection = self.connection.lock().await;
         if !connection.as_ref().is_some_and(Qmp::is_open) {
             // Closed before a new one is made: QEMU serves one at a time.
             *connection = None;
             *connection = Some(connect(socket, &self.heard).await?);
         }
-        match connection.as_ref() {
-            Some(qmp) => qmp.execute(command).await,
-            None => Err(QmpError::Closed),
-        }
+        Ok(connection)
     }
 }
 
@@ -204,14 +243,18 @@ impl QemuMachine {
     }
 
     async fn command(&self, command: &str) -> Result<()> {
-        let vm = || self.handle.name.to_string();
         match self.control.execute(&self.handle.control_socket, command).await {
             Ok(_) => Ok(()),
-            Err(_) if !self.handle.process.is_alive() => Err(VmmError::NotRunning { vm: vm() }),
-            Err(error) => {
-                Err(VmmError::Control { vm: vm(), command: command.to_owned(), message: error.to_string() })
-            }
+            Err(error) => Err(self.failed(command, &error)),
         }
+    }
+
+    fn failed(&self, command: &str, error: &QmpError) -> VmmError {
+        let vm = self.handle.name.to_string();
+        if !self.handle.process.is_alive() {
+            return VmmError::NotRunning { vm };
+        }
+        VmmError::Control { vm, command: command.to_owned(), message: error.to_string() }
     }
 }
 
@@ -252,7 +295,7 @@ impl Machine for QemuMachine {
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentIo>> {
         let path = &self.handle.agent_socket;
-        let stream = UnixStream::connect(path).await.map_err(VmmError::socket("connect to", path))?;
+        let stream = sockets::connect(path).await.map_err(VmmError::socket("connect to", path))?;
         Ok(Box::new(stream))
     }
 
@@ -266,6 +309,26 @@ impl Machine for QemuMachine {
 
     async fn resume(&self) -> Result<()> {
         self.command("cont").await
+    }
+
+    async fn snapshot(&self, dir: &Path) -> Result<()> {
+        let Some(memory) = &self.handle.layout.memory_file else {
+            let why = "its memory is not in a file".to_owned();
+            return Err(VmmError::NoSnapshot { vm: self.handle.name.to_string(), why });
+        };
+        self.command("stop").await?;
+        let failed = |error: QmpError| self.failed("snapshot", &error);
+        let connection = self.control.connected(&self.handle.control_socket).await.map_err(failed)?;
+        let qmp = connection.as_ref().ok_or_else(|| self.failed("snapshot", &QmpError::Closed))?;
+        let version = migration::version(qmp).await.map_err(failed)?;
+        let files = Files::begin(dir)?;
+        let state = File::create(&files.state).map_err(VmmError::file("open", &files.state))?;
+        migration::save(qmp, state.into()).await.map_err(failed)?;
+        drop(connection);
+        let (from, to) = (memory.clone(), files.memory.clone());
+        let copied = tokio::task::spawn_blocking(move || copy(&from, &to)).await;
+        copied.unwrap_or_else(|e| Err(VmmError::file("copy", memory)(e.into())))?;
+        files.finish(&About::machine(&self.handle, version))
     }
 
     async fn stop(&self) -> Result<()> {

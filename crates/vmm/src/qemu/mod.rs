@@ -7,8 +7,8 @@ mod clock;
 mod confinement;
 mod kernel_arguments;
 mod machine;
+mod migration;
 mod qmp;
-mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use tokio::sync::OnceCell;
 pub use binary::{QemuInfo, check, locate};
 pub use confinement::policy;
 
+use crate::snapshot::Files;
 use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
 
 /// The driver.
@@ -61,12 +62,20 @@ impl Driver for QemuDriver {
 
     async fn capabilities(&self) -> Result<Capabilities> {
         let version = self.info().await?.version.clone();
-        // Snapshots will come with warm start; until then the flags say so.
-        Ok(Capabilities { version, pause: true, snapshot: false, restore: false })
+        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network: true })
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
-        Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock).await?))
+        Ok(Arc::new(
+            machine::launch(&self.program, &self.cage, spec, &self.clock, machine::Begin::Boot).await?,
+        ))
+    }
+
+    async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>> {
+        let files = Files::of(snapshot);
+        files.about()?.check(&spec, DriverKind::Qemu, &self.info().await?.version)?;
+        let how = machine::Begin::Restore(&files);
+        Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock, how).await?))
     }
 
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {

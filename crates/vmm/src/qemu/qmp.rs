@@ -2,14 +2,19 @@
 //! greeting, then answers and events mixed. Must never believe that the other side is well-behaved:
 //! lines are capped, answers have a deadline.
 
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{mpsc, oneshot};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::driver::ExitReason;
@@ -18,6 +23,8 @@ use crate::driver::ExitReason;
 const LINE_MAX: u64 = 1 << 20;
 /// How long an answer may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
+/// How long it may take until a machine's state is out or in.
+const MIGRATION: Duration = Duration::from_secs(30);
 
 /// Why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,11 +45,20 @@ pub(super) enum QmpError {
 pub(super) struct Heard {
     reason: Mutex<ExitReason>,
     stalled: AtomicBool,
+    /// How the last migration ended.
+    migration: Mutex<Option<String>>,
+    /// Rings when any of these may have changed.
+    news: watch::Sender<()>,
 }
 
 impl Default for Heard {
     fn default() -> Self {
-        Self { reason: Mutex::new(ExitReason::Unknown), stalled: AtomicBool::new(false) }
+        Self {
+            reason: Mutex::new(ExitReason::Unknown),
+            stalled: AtomicBool::new(false),
+            migration: Mutex::default(),
+            news: watch::Sender::new(()),
+        }
     }
 }
 
@@ -55,6 +71,11 @@ impl Heard {
     /// Whether it was halted because its disk's file could not grow.
     pub(super) fn stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
+    }
+
+    /// How a migration ended, if it has.
+    pub(super) fn migration(&self) -> Option<String> {
+        self.migration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes in the answer to `query-status`: events from before this connection are not repeated.
@@ -73,6 +94,14 @@ impl Heard {
                 return self.stalled.store(true, Ordering::Relaxed);
             }
             ("RESUME", _) => return self.stalled.store(false, Ordering::Relaxed),
+            ("MIGRATION", _) => {
+                if let Some(end) = word("status").filter(|s| ["completed", "failed", "cancelled"].contains(s))
+                {
+                    let mut migration = self.migration.lock().unwrap_or_else(PoisonError::into_inner);
+                    *migration = Some(end.to_owned());
+                }
+                return;
+            }
             ("GUEST_PANICKED", _) | ("SHUTDOWN", Some("guest-panic")) => ExitReason::GuestPanic,
             ("SHUTDOWN", Some("guest-shutdown")) => ExitReason::GuestShutdown,
             ("SHUTDOWN", Some("guest-reset")) => ExitReason::GuestReset,
@@ -92,6 +121,8 @@ pub(super) struct Qmp {
     commands: mpsc::Sender<Command>,
     heard: Arc<Heard>,
     task: JoinHandle<()>,
+    /// The socket below, for what goes beside the bytes.
+    socket: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -118,6 +149,27 @@ struct Refusal {
 }
 
 impl Qmp {
+    /// Takes over a fresh connection to a machine's socket.
+    pub(super) async fn over(stream: UnixStream, heard: Arc<Heard>) -> Result<Self, QmpError> {
+        let socket = stream.as_fd().try_clone_to_owned().map_err(|_| QmpError::Closed)?;
+        let mut qmp = Self::start(stream, heard).await?;
+        qmp.socket = Some(socket);
+        Ok(qmp)
+    }
+
+    /// Gives it a descriptor, to be named in a command.
+    pub(super) async fn give(&self, name: &str, fd: OwnedFd) -> Result<(), QmpError> {
+        let socket = self.socket.as_ref().ok_or(QmpError::Closed)?;
+        let fds = [fd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut beside = SendAncillaryBuffer::new(&mut space);
+        beside.push(SendAncillaryMessage::ScmRights(&fds));
+        // It needs a byte to go with: white space between two commands.
+        let byte = [IoSlice::new(b" ")];
+        rustix::net::sendmsg(socket, &byte, &mut beside, SendFlags::empty()).map_err(|_| QmpError::Closed)?;
+        self.execute_with("getfd", json!({ "fdname": name })).await.map(drop)
+    }
+
     /// Takes over a fresh connection: waits for the greeting and leaves negotiation mode. `heard`
     /// is updated by what the machine says of itself.
     pub(super) async fn start<S>(stream: S, heard: Arc<Heard>) -> Result<Self, QmpError>
@@ -126,8 +178,14 @@ impl Qmp {
     {
         let (commands, queue) = mpsc::channel(8);
         let (greeted, greeting) = oneshot::channel();
-        let task = tokio::spawn(serve(stream, queue, greeted, Arc::clone(&heard)));
-        let qmp = Self { commands, heard, task };
+        let task = tokio::spawn({
+            let heard = Arc::clone(&heard);
+            async move {
+                serve(stream, queue, greeted, Arc::clone(&heard)).await;
+                heard.news.send_replace(());
+            }
+        });
+        let qmp = Self { commands, heard, task, socket: None };
         match tokio::time::timeout(ANSWER, greeting).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(QmpError::Closed),
@@ -139,8 +197,41 @@ impl Qmp {
 
     /// Runs a command without arguments.
     pub(super) async fn execute(&self, command: &str) -> Result<Value, QmpError> {
+        self.exchange(json!({ "execute": command })).await
+    }
+
+    /// Runs a command with arguments.
+    pub(super) async fn execute_with(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.exchange(json!({ "execute": command, "arguments": arguments })).await
+    }
+
+    /// Waits until the machine has said something of itself.
+    pub(super) async fn until<T>(&self, said: impl Fn(&Heard) -> Option<T>) -> Result<T, QmpError> {
+        let mut news = self.heard.news.subscribe();
+        let wait = async {
+            loop {
+                news.borrow_and_update();
+                if let Some(answer) = said(&self.heard) {
+                    return Ok(answer);
+                }
+                // The end of the connection is news, too: `serve` tells it.
+                if self.commands.is_closed() {
+                    return Err(QmpError::Closed);
+                }
+                news.changed().await.map_err(|_| QmpError::Closed)?;
+            }
+        };
+        tokio::time::timeout(MIGRATION, wait).await.unwrap_or(Err(QmpError::Late))
+    }
+
+    /// Forgets how an earlier migration ended.
+    pub(super) fn forget_migration(&self) {
+        *self.heard.migration.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    async fn exchange(&self, command: Value) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
-        let line = format!("{}\n", json!({ "execute": command }));
+        let line = format!("{command}\n");
         let exchange = async {
             self.commands.send(Command { line, answer }).await.map_err(|_| QmpError::Closed)?;
             answered.await.map_err(|_| QmpError::Closed)?
@@ -199,6 +290,7 @@ async fn serve<S>(
                     let _ = greeted.send(());
                 } else if let Some(event) = line.event {
                     heard.note(&event, &line.data);
+                    heard.news.send_replace(());
                 } else if let Some(answer) = waiting.take() {
                     let _ = answer.send(match (line.answer, line.error) {
                         (_, Some(refusal)) => Err(QmpError::Refused(refusal.desc)),
@@ -299,6 +391,24 @@ mod tests {
         heard.note("GUEST_PANICKED", &Value::Null);
         heard.note("SHUTDOWN", &json!({"reason": "guest-reset"}));
         assert_eq!(heard.reason(), ExitReason::GuestPanic);
+    }
+
+    #[tokio::test]
+    async fn what_the_machine_says_is_waited_for_until_it_goes_away() {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let server = tokio::spawn(async move {
+            let active = r#"{"event": "MIGRATION", "data": {"status": "active"}}"#;
+            let completed = r#"{"event": "MIGRATION", "data": {"status": "completed"}}"#;
+            let answer = format!("{{\"return\": {{}}}}\n{active}\n{completed}\n");
+            scripted(theirs, &[("qmp_capabilities", &answer), ("stop", "{\"return\": {}}\n")]).await;
+        });
+        let qmp = Qmp::start(ours, cell()).await.unwrap();
+        assert_eq!(qmp.until(Heard::migration).await.as_deref(), Ok("completed"));
+        qmp.forget_migration();
+        qmp.execute("stop").await.unwrap();
+        server.await.unwrap();
+        // The server is gone now.
+        assert_eq!(qmp.until(Heard::migration).await, Err(QmpError::Closed));
     }
 
     #[tokio::test]

@@ -84,5 +84,6 @@ fn spec(dir: &Path) -> MachineSpec {
         log_dir: dir.to_owned(),
         verbose_console: false,
         rescue: false,
+        memory: banger_vmm::MemoryBacking::Anonymous,
     }
 }

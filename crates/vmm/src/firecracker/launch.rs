@@ -1,0 +1,250 @@
+//! From a specification to a Firecracker that runs it: by booting, or from a snapshot. Must leave no
+//! process, link or socket when it fails or is dropped on the way.
+
+use std::path::Path;
+use std::time::Duration;
+
+use banger_model::{Accel, DriverKind};
+
+use super::api::{
+    Action, ApiError, BootSource, CacheType, Call, Client, Drive, Entropy, LoadSnapshot, MachineConfig,
+    MemoryBackend, State, Vsock,
+};
+use super::binary::FirecrackerInfo;
+use super::machine::FirecrackerMachine;
+use super::{kernel, kernel_arguments, place};
+use crate::driver::Words;
+use crate::process::mark;
+use crate::snapshot::{Files, Layout};
+use crate::spawn::{Spawned, Standalone, open_log};
+use crate::{Cage, MachineHandle, MachineSpec, MemoryBacking, Result, VmmError, console};
+
+/// How long it may take until the API answers; usually some 10 ms.
+const GREETING: Duration = Duration::from_secs(5);
+/// Between two looks for its socket, which only Firecracker itself can make.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How long after its last word a VMM's process may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+/// Lines of the VMM's log in an error.
+const LAST_WORDS: usize = 4;
+/// The most vCPUs that it gives a machine.
+const VCPU_MAX: u32 = 32;
+/// The guest's address on the vsock; each machine has a host end of its own.
+const GUEST_CID: u32 = 3;
+
+/// What a call that failed was, and why.
+struct Failed {
+    call: String,
+    error: ApiError,
+}
+
+pub(super) async fn launch(
+    info: &FirecrackerInfo,
+    cage: &Cage,
+    spec: MachineSpec,
+) -> Result<FirecrackerMachine> {
+    can_run(&spec)?;
+    let mut kernel = spec.kernel.clone();
+    if info.quirks.elf_only {
+        let unpack = tokio::task::spawn_blocking(move || kernel::elf(&kernel));
+        kernel = unpack
+            .await
+            .map_err(|e| VmmError::Kernel { path: spec.kernel.clone(), why: e.to_string() })??;
+    }
+    start(info, cage, spec, &kernel, None).await
+}
+
+pub(super) async fn restore(
+    info: &FirecrackerInfo,
+    cage: &Cage,
+    spec: MachineSpec,
+    snapshot: &Path,
+) -> Result<FirecrackerMachine> {
+    can_run(&spec)?;
+    let snapshot = std::path::absolute(snapshot).map_err(VmmError::file("find", snapshot))?;
+    let files = Files::of(&snapshot);
+    files.about()?.check(&spec, DriverKind::Firecracker, &info.version)?;
+    let kernel = spec.kernel.clone();
+    start(info, cage, spec, &kernel, Some(&files)).await
+}
+
+fn can_run(spec: &MachineSpec) -> Result<()> {
+    let refuse = |why: String, hint| {
+        let vm = spec.name.to_string();
+        Err(VmmError::CannotRun { driver: DriverKind::Firecracker.as_str(), vm, why, hint })
+    };
+    if spec.network.is_some() {
+        return refuse(
+            "it gives its guests no network yet".to_owned(),
+            "use '--network none', or '--driver qemu'",
+        );
+    }
+    if spec.accel != Accel::Kvm {
+        return refuse("it needs KVM".to_owned(), "use '--driver qemu' for software emulation");
+    }
+    if spec.shape.vcpu > VCPU_MAX {
+        let why = format!("{} vCPUs are more than {VCPU_MAX}", spec.shape.vcpu);
+        return refuse(why, "use fewer '--vcpu', or '--driver qemu'");
+    }
+    Ok(())
+}
+
+async fn start(
+    info: &FirecrackerInfo,
+    cage: &Cage,
+    spec: MachineSpec,
+    kernel: &Path,
+    snapshot: Option<&Files>,
+) -> Result<FirecrackerMachine> {
+    let words = Words::begin(&spec.log_dir);
+    let locks = place::lock_disks(&spec)?;
+    let made = place::furnish(&spec, kernel, &words)?;
+    // What is not there yet cannot be given.
+    drop(open_log(&words.log())?);
+    let mut firecracker = Standalone::new(&info.program, &words.log(), &spec.runtime_dir)
+        // Its own standard output is the guest's first serial port.
+        .output(&words.console())
+        .private()
+        .args([
+            "--id",
+            &mark(&spec.id),
+            "--api-sock",
+            place::API,
+            "--log-path",
+            place::LOG,
+            "--level",
+            "Info",
+        ]);
+    for lock in locks {
+        firecracker.give(lock);
+    }
+    let policy = place::policy(&spec, kernel, &words, snapshot)?;
+    let spawned = firecracker.caged(cage, policy).spawn()?;
+
+    let client = Client::new(&spec.runtime_dir.join(place::API));
+    let begun = match greet(&client, &spawned).await {
+        Ok(()) => match snapshot {
+            None => boot(&client, &spec).await,
+            Some(files) => load(&client, files).await,
+        },
+        Err(error) => Err(Failed { call: "connect".to_owned(), error }),
+    };
+    if let Err(failed) = begun {
+        return Err(explain(&spec, spawned, &words, failed).await);
+    }
+    let security = spawned.security().clone();
+    let (process, pidfd) = spawned.release();
+    made.keep();
+    let mut layout = Layout::of(&spec);
+    if let MemoryBacking::File(path) = &spec.memory {
+        layout.memory_file = Some(path.clone());
+    }
+    let handle = MachineHandle {
+        security,
+        layout,
+        vm: spec.id,
+        name: spec.name,
+        driver: DriverKind::Firecracker,
+        accel: spec.accel,
+        process,
+        control_socket: spec.runtime_dir.join(place::API),
+        agent_socket: spec.runtime_dir.join(place::VSOCK),
+        words,
+    };
+    Ok(FirecrackerMachine::watch(handle, pidfd, info.quirks))
+}
+
+/// Waits until the API accepts calls.
+async fn greet(client: &Client, spawned: &Spawned) -> std::result::Result<(), ApiError> {
+    let there = async {
+        while !client.is_there().await {
+            if !spawned.process().is_alive() {
+                return Err(ApiError::Closed("the process ended".to_owned()));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(GREETING, there).await.unwrap_or(Err(ApiError::Late(GREETING.as_secs())))
+}
+
+async fn put(client: &Client, call: impl Call) -> std::result::Result<(), Failed> {
+    client
+        .put(&call)
+        .await
+        .map_err(|error| Failed { call: format!("{} {}", call.method(), call.path()), error })
+}
+
+async fn boot(client: &Client, spec: &MachineSpec) -> std::result::Result<(), Failed> {
+    put(client, MachineConfig { vcpu_count: spec.shape.vcpu, mem_size_mib: spec.shape.memory.0 }).await?;
+    let boot_args = kernel_arguments::line(&spec.name, &spec.disks, spec.verbose_console, spec.rescue);
+    put(
+        client,
+        BootSource { kernel_image_path: place::KERNEL, initrd_path: place::INITRAMFS, boot_args: &boot_args },
+    )
+    .await?;
+    for disk in &spec.disks {
+        let drive = Drive {
+            drive_id: disk.role.serial(),
+            path_on_host: &place::disk(disk),
+            is_root_device: false,
+            is_read_only: disk.read_only,
+            cache_type: CacheType::Writeback,
+        };
+        put(client, drive).await?;
+    }
+    put(client, Vsock { guest_cid: GUEST_CID, uds_path: place::VSOCK }).await?;
+    put(client, Entropy {}).await?;
+    put(client, Action::InstanceStart).await?;
+    runs(client).await
+}
+
+async fn load(client: &Client, files: &Files) -> std::result::Result<(), Failed> {
+    let call = LoadSnapshot {
+        snapshot_path: &files.state,
+        mem_backend: MemoryBackend::File { backend_path: &files.memory },
+        resume_vm: true,
+    };
+    put(client, call).await?;
+    runs(client).await
+}
+
+/// Started means that it says so itself, not only that the call succeeded.
+async fn runs(client: &Client) -> std::result::Result<(), Failed> {
+    let failed = |error| Failed { call: "GET /".to_owned(), error };
+    match client.instance().await {
+        Ok(instance) if instance.state == State::Running => Ok(()),
+        Ok(instance) => {
+            let said = format!("it says that it is {:?} after its start", instance.state);
+            Err(failed(ApiError::Garbled(said)))
+        }
+        // It was started, and has ended since: whoever watches over it will know why.
+        Err(ApiError::Closed(_)) => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Why a machine could not be started: when the process has ended, its log says it best.
+async fn explain(spec: &MachineSpec, spawned: Spawned, words: &Words, failed: Failed) -> VmmError {
+    let vm = spec.name.to_string();
+    let Failed { call, error } = failed;
+    let ended = match &error {
+        ApiError::Refused(message) => {
+            return VmmError::RefusedAtStart { vm, call, message: message.clone() };
+        }
+        ApiError::Late(seconds) => {
+            return VmmError::Timeout { vm, what: "answer", seconds: *seconds };
+        }
+        ApiError::Closed(_) | ApiError::Garbled(_) => spawned.ended_within(LAST_BREATH).await,
+    };
+    let Some(exit) = ended else {
+        return VmmError::Control { vm, command: call, message: error.to_string() };
+    };
+    let status = match (exit.code, exit.signal) {
+        (Some(code), _) => format!("exit status {code}"),
+        (_, Some(signal)) => format!("signal {signal}"),
+        _ => "status unknown".to_owned(),
+    };
+    let log = console::tail_from(&words.log(), words.log_start, LAST_WORDS).join("; ");
+    VmmError::DiedAtStart { vm, status, log }
+}

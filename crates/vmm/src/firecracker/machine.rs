@@ -1,0 +1,250 @@
+//! A running Firecracker: started or taken over, controlled by its API, watched by pidfd and by its
+//! console. Must never end the VMM because this process, or a value in it, goes away.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::api::{ApiError, ChangeState, Client, CreateSnapshot, SnapshotType, State};
+use super::quirks::Quirks;
+use super::{channel, halt};
+use crate::process::wait_pidfd;
+use crate::snapshot::{About, Files, copy, dig};
+use crate::sockets::Cleanup;
+use crate::{AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, Result, Signal, VmmError, console};
+
+/// How long a VMM may take to end.
+const STOP: Duration = Duration::from_secs(10);
+/// It knows no call to end it and handles no signal; and in its cage it is process 1 of a pid namespace,
+/// which the kernel shields from every signal that is not handled, but for this one and SIGSTOP.
+const END: Signal = Signal::KILL;
+/// What it says at its end (its log) when the guest reset the machine.
+const GOOD_END: &str = "exiting successfully";
+/// Lines of its log that are looked at for that.
+const LAST_WORDS: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct FirecrackerMachine {
+    handle: MachineHandle,
+    client: Client,
+    quirks: Quirks,
+    /// Whether we told it to end.
+    told: Arc<AtomicBool>,
+    exit: watch::Receiver<Option<ExitInfo>>,
+}
+
+pub(super) fn adopt(handle: &MachineHandle, quirks: Quirks) -> Result<Option<FirecrackerMachine>> {
+    let Some(pidfd) = handle.process.open_pidfd()? else { return Ok(None) };
+    Ok(Some(FirecrackerMachine::watch(handle.clone(), Some(pidfd), quirks)))
+}
+
+impl FirecrackerMachine {
+    pub(super) fn watch(handle: MachineHandle, pidfd: Option<OwnedFd>, quirks: Quirks) -> Self {
+        let (tell, exit) = watch::channel(None);
+        let told = Arc::<AtomicBool>::default();
+        let client = Client::new(&handle.control_socket);
+        tokio::spawn(supervise(handle.clone(), pidfd, Arc::clone(&told), tell));
+        Self { handle, client, quirks, told, exit }
+    }
+
+    fn vm(&self) -> String {
+        self.handle.name.to_string()
+    }
+
+    fn failed(&self, command: &str, error: &ApiError) -> VmmError {
+        if !self.handle.process.is_alive() {
+            return VmmError::NotRunning { vm: self.vm() };
+        }
+        match error {
+            ApiError::Late(seconds) => VmmError::Timeout { vm: self.vm(), what: "answer", seconds: *seconds },
+            _ => VmmError::Control { vm: self.vm(), command: command.to_owned(), message: error.to_string() },
+        }
+    }
+
+    /// Halts the vCPUs or lets them run, and makes sure of it.
+    async fn change(&self, change: ChangeState) -> Result<()> {
+        let (command, wanted) = match change {
+            ChangeState::Paused => ("pause", State::Paused),
+            ChangeState::Resumed => ("resume", State::Running),
+        };
+        let failed = |error: ApiError| self.failed(command, &error);
+        if self.client.instance().await.map_err(failed)?.state == wanted {
+            return Ok(());
+        }
+        self.client.put(&change).await.map_err(failed)?;
+        match self.client.instance().await.map_err(failed)?.state {
+            state if state == wanted => Ok(()),
+            state => Err(failed(ApiError::Garbled(format!("it says that it is {state:?} after that")))),
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        match self.handle.process.signal(signal)? {
+            true => Ok(()),
+            false => Err(VmmError::NotRunning { vm: self.vm() }),
+        }
+    }
+}
+
+/// Waits for the process's end, and ends it when the guest has halted; tells why it ended.
+async fn supervise(
+    handle: MachineHandle,
+    pidfd: Option<OwnedFd>,
+    told: Arc<AtomicBool>,
+    tell: watch::Sender<Option<ExitInfo>>,
+) {
+    let words = &handle.words;
+    let ended = async {
+        match pidfd {
+            Some(pidfd) => wait_pidfd(pidfd, handle.process.pid).await,
+            None => Ok(None),
+        }
+    };
+    tokio::pin!(ended);
+    let console = words.console();
+    let (waited, halted) = tokio::select! {
+        waited = &mut ended => (waited, false),
+        () = halt::halted(&console, words.console_start) => {
+            if let Err(error) = handle.process.signal(END) {
+                tracing::warn!(vm = %handle.name, %error, "the monitor of a machine that halted stays");
+            }
+            (ended.await, true)
+        }
+    };
+    let exit = waited.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the end of a machine monitor could not be waited for");
+        None
+    });
+    let (code, signal) = exit.map_or((None, None), |e| (e.code, e.signal));
+    let reason = if halted {
+        ExitReason::GuestShutdown
+    } else if told.load(Ordering::Relaxed) {
+        ExitReason::Host
+    } else if code.is_none_or(|code| code == 0) && signal.is_none() && ended_well(&handle) {
+        // The one way to end by itself with success: the guest pulled the reset line.
+        ExitReason::GuestReset
+    } else {
+        ExitReason::Unknown
+    };
+    tell.send_replace(Some(ExitInfo { reason, code, signal }));
+}
+
+fn ended_well(handle: &MachineHandle) -> bool {
+    let log = console::tail_from(&handle.words.log(), handle.words.log_start, LAST_WORDS);
+    log.iter().any(|line| line.contains(GOOD_END))
+}
+
+#[async_trait]
+impl Machine for FirecrackerMachine {
+    fn handle(&self) -> &MachineHandle {
+        &self.handle
+    }
+
+    async fn connect_agent(&self) -> Result<Box<dyn AgentIo>> {
+        let stream = channel::connect(&self.vm(), &self.handle.agent_socket, &self.handle.process).await?;
+        Ok(Box::new(stream))
+    }
+
+    fn stalled(&self) -> bool {
+        // A write that the host has no room for fails in the guest at once.
+        false
+    }
+
+    async fn pause(&self) -> Result<()> {
+        if self.quirks.pause_deafens {
+            // The whole process, vCPUs and all: its vsock notices nothing.
+            return self.signal(Signal::STOP);
+        }
+        self.change(ChangeState::Paused).await
+    }
+
+    async fn resume(&self) -> Result<()> {
+        if self.handle.process.is_stopped() {
+            self.signal(Signal::CONT)?;
+        }
+        self.change(ChangeState::Resumed).await
+    }
+
+    async fn snapshot(&self, dir: &Path) -> Result<()> {
+        if self.handle.layout.vcpu == 0 {
+            let why = "an older banger started it".to_owned();
+            return Err(VmmError::NoSnapshot { vm: self.vm(), why });
+        }
+        let dir = std::path::absolute(dir).map_err(VmmError::file("find", dir))?;
+        if self.handle.process.is_stopped() {
+            self.signal(Signal::CONT)?;
+        }
+        // With the quirk, too: a snapshot between pause and resume makes its vsock hear again.
+        self.change(ChangeState::Paused).await?;
+        let failed = |error: ApiError| self.failed("snapshot", &error);
+        let version = self.client.version().await.map_err(failed)?;
+        let files = Files::begin(&dir)?;
+        // It may write in rooms of its own only; what it has written is moved from there.
+        let room = match &self.handle.layout.memory_file {
+            Some(memory) => memory.parent(),
+            None => self.handle.control_socket.parent(),
+        };
+        let room = std::path::absolute(room.unwrap_or(Path::new(".")));
+        let room = room.map_err(VmmError::file("find", &dir))?;
+        let [memory, state] = ["snapshot-memory", "snapshot-state"].map(|name| room.join(name));
+        let _leftovers = Cleanup::of(&[&memory, &state]);
+        let call = CreateSnapshot {
+            snapshot_type: SnapshotType::Full,
+            snapshot_path: &state,
+            mem_file_path: &memory,
+        };
+        self.client.put(&call).await.map_err(failed)?;
+        let (to, moves) =
+            (files.memory.clone(), [(memory, files.memory.clone()), (state, files.state.clone())]);
+        let moved = tokio::task::spawn_blocking(move || {
+            for (from, to) in moves {
+                match std::fs::rename(&from, &to) {
+                    Ok(()) => {}
+                    // Another file system.
+                    Err(_) => copy(&from, &to)?,
+                }
+            }
+            // It writes every page, also those that the guest never touched.
+            dig(&to)
+        });
+        let moved = moved.await;
+        moved.unwrap_or_else(|e| Err(VmmError::file("move", &files.memory)(e.into())))?;
+        files.finish(&About::machine(&self.handle, version))
+    }
+
+    async fn stop(&self) -> Result<()> {
+        self.told.store(true, Ordering::Relaxed);
+        // All that the guest has written is in the host's page cache: there is nothing to flush.
+        self.handle.process.signal(END)?;
+        match tokio::time::timeout(STOP, self.wait()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(VmmError::Timeout { vm: self.vm(), what: "quit", seconds: STOP.as_secs() }),
+        }
+    }
+
+    async fn kill(&self, signal: Signal) -> Result<()> {
+        let signal = if signal == Signal::TERM {
+            self.told.store(true, Ordering::Relaxed);
+            END
+        } else {
+            signal
+        };
+        self.handle.process.signal(signal).map(|_| ())
+    }
+
+    async fn wait(&self) -> ExitInfo {
+        let mut exit = self.exit.clone();
+        let told = exit.wait_for(Option::is_some).await.ok().and_then(|info| info.clone());
+        // The sender lives as long as the process, or the runtime is going down.
+        told.unwrap_or(ExitInfo { reason: ExitReason::Unknown, code: None, signal: None })
+    }
+
+    fn exited(&self) -> Option<ExitInfo> {
+        self.exit.borrow().clone()
+    }
+}

@@ -1,0 +1,86 @@
+//! Firecracker: finding the binary, its API, and the machine behind it.
+//!
+//! A machine's Firecracker works in the VM's runtime directory and knows its files by names in there
+//! only (links to disks and kernel), so that its snapshot finds the disks of whatever VM goes on from it.
+
+mod api;
+mod binary;
+mod channel;
+mod halt;
+mod kernel;
+mod kernel_arguments;
+mod launch;
+mod machine;
+mod place;
+mod quirks;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use banger_model::DriverKind;
+use tokio::sync::OnceCell;
+
+pub use binary::{FirecrackerInfo, check, locate};
+
+use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
+
+/// The driver.
+#[derive(Debug)]
+pub struct FirecrackerDriver {
+    program: PathBuf,
+    cage: Cage,
+    info: OnceCell<FirecrackerInfo>,
+}
+
+impl FirecrackerDriver {
+    /// A driver that runs this binary (see [`locate`]) in a cage. Nothing is run or looked at yet.
+    #[must_use]
+    pub fn new(program: PathBuf, cage: Cage) -> Self {
+        Self { program, cage, info: OnceCell::new() }
+    }
+
+    /// The binary.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// What the binary says about itself; asked once.
+    ///
+    /// # Errors
+    /// When it is missing, too old, or does not say its version.
+    pub async fn info(&self) -> Result<&FirecrackerInfo> {
+        self.info.get_or_try_init(|| check(&self.program)).await
+    }
+}
+
+#[async_trait]
+impl Driver for FirecrackerDriver {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Firecracker
+    }
+
+    async fn capabilities(&self) -> Result<Capabilities> {
+        let version = self.info().await?.version.clone();
+        // It takes a tap device only; that needs a namespace of the VM's own, which is to come.
+        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network: false })
+    }
+
+    async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
+        Ok(Arc::new(launch::launch(self.info().await?, &self.cage, spec).await?))
+    }
+
+    async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>> {
+        Ok(Arc::new(launch::restore(self.info().await?, &self.cage, spec, snapshot).await?))
+    }
+
+    async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {
+        if handle.driver != DriverKind::Firecracker {
+            return Err(VmmError::ForeignHandle { vm: handle.name.to_string() });
+        }
+        // Without a usable binary its machines still run, and still obey.
+        let quirks = self.info().await.map_or_else(|_| quirks::Quirks::unknown(), |info| info.quirks);
+        Ok(machine::adopt(handle, quirks)?.map(|machine| Arc::new(machine) as Arc<dyn Machine>))
+    }
+}

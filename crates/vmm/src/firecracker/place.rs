@@ -1,0 +1,104 @@
+//! The working directory of a machine's Firecracker: the VM's runtime directory, with links to its
+//! files under names that are the same for every VM. Must never name anything outside it.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::driver::Words;
+use crate::process::mark;
+use crate::snapshot::Files;
+use crate::sockets::Cleanup;
+use crate::{Disk, MachineSpec, MemoryBacking, Policy, Result, VmmError};
+
+/// Names in the directory.
+pub(super) const API: &str = "api.sock";
+pub(super) const VSOCK: &str = "vsock.sock";
+pub(super) const KERNEL: &str = "kernel";
+pub(super) const INITRAMFS: &str = "initramfs";
+pub(super) const LOG: &str = "vmm.log";
+
+/// The name of a disk.
+pub(super) fn disk(disk: &Disk) -> String {
+    format!("disk-{}", disk.role.serial())
+}
+
+/// Makes the links, replacing those of an earlier run; sockets of that run go. On drop all goes.
+pub(super) fn furnish(spec: &MachineSpec, kernel: &Path, words: &Words) -> Result<Cleanup> {
+    let dir = &spec.runtime_dir;
+    let mut made = Cleanup::of(&[&dir.join(API), &dir.join(VSOCK)]);
+    for name in [API, VSOCK] {
+        remove(&dir.join(name))?;
+    }
+    let disks = spec.disks.iter().map(|d| (disk(d), d.path.clone()));
+    let fixed = [(KERNEL, kernel.to_owned()), (INITRAMFS, spec.initramfs.clone()), (LOG, words.log())];
+    for (name, target) in fixed.into_iter().map(|(name, path)| (name.to_owned(), path)).chain(disks) {
+        let link = dir.join(name);
+        remove(&link)?;
+        let target = std::path::absolute(&target).map_err(VmmError::file("find", &target))?;
+        symlink(&target, &link).map_err(VmmError::file("make the link", &link))?;
+        made.add(link);
+    }
+    Ok(made)
+}
+
+fn remove(path: &PathBuf) -> Result<()> {
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(VmmError::file("remove", path)(e.into())),
+    }
+}
+
+/// What of the host this machine's Firecracker may have.
+pub(super) fn policy(
+    spec: &MachineSpec,
+    kernel: &Path,
+    words: &Words,
+    snapshot: Option<&Files>,
+) -> Result<Policy> {
+    let mut policy = Policy::nothing(mark(&spec.id));
+    policy.read.extend([kernel.to_owned(), spec.initramfs.clone()]);
+    for disk in &spec.disks {
+        let list = if disk.read_only { &mut policy.read } else { &mut policy.write };
+        list.push(disk.path.clone());
+    }
+    policy.write.push(words.log());
+    if let Some(files) = snapshot {
+        policy.read.extend([files.memory.clone(), files.state.clone()]);
+    }
+    policy.rooms.push(spec.runtime_dir.clone());
+    if let MemoryBacking::File(path) = &spec.memory
+        && let Some(dir) = path.parent()
+    {
+        policy.rooms.push(dir.to_owned());
+    }
+    policy.devices.push(PathBuf::from("/dev/kvm"));
+    for list in [&mut policy.read, &mut policy.write, &mut policy.rooms] {
+        for path in list {
+            *path = std::path::absolute(&*path).map_err(VmmError::file("find", path))?;
+        }
+    }
+    Ok(policy)
+}
+
+/// Locks on the disks that the guest may write to, for the VMM to hold as long as it lives:
+/// Firecracker itself takes none, and two machines on one disk destroy it.
+pub(super) fn lock_disks(spec: &MachineSpec) -> Result<Vec<OwnedFd>> {
+    let writable = spec.disks.iter().filter(|disk| !disk.read_only);
+    writable
+        .map(|disk| {
+            let file = File::open(&disk.path).map_err(VmmError::file("open", &disk.path))?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => Ok(file.into()),
+                Err(Errno::WOULDBLOCK) => {
+                    Err(VmmError::DiskInUse { vm: spec.name.to_string(), path: disk.path.clone() })
+                }
+                Err(e) => Err(VmmError::file("lock", &disk.path)(e.into())),
+            }
+        })
+        .collect()
+}
