@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use banger_channel::Session;
-use banger_model::{Copying, Error, ErrorCode, Result, Vm, VmId, Workspace};
+use banger_model::{ByteString, Copying, Error, ErrorCode, Result, Vm, VmId, Workspace};
 use banger_protocol::agent::Place;
 use banger_protocol::api::{PrepareRequest, Prepared};
 use banger_workspace::capture::Manifest;
@@ -101,19 +101,30 @@ impl Job<'_> {
     }
 
     async fn pack(&self) -> Result<Packed> {
-        let file = self.workspaces.manifest(&self.vm.id);
-        let known = self.vm.workspace.as_ref().is_some_and(|w| w.unfinished != Some(Copying::Anew));
-        let base = blocking(move || Ok(Manifest::load(&file).filter(|_| known))).await?;
+        self.workspaces.pack(self.op, &self.wish(), self.base().await?, false).await
+    }
+
+    /// Whether the record tells of a copy that was whole once.
+    fn known(&self) -> Option<&Workspace> {
+        self.vm.workspace.as_ref().filter(|w| w.unfinished != Some(Copying::Anew))
+    }
+
+    /// What the guest has, as far as it is known.
+    async fn base(&self) -> Result<Option<Manifest>> {
+        let (file, known) = (self.workspaces.manifest(&self.vm.id), self.known().is_some());
+        blocking(move || Ok(Manifest::load(&file).filter(|_| known))).await
+    }
+
+    /// What is asked for; of what is not, place and mode stay as they are.
+    fn wish(&self) -> PrepareRequest {
         let mut request = self.request.clone();
-        if let (Some(there), true) = (&self.vm.workspace, known) {
-            // What is not asked for stays as it is.
-            let same_place = request.guest_path.as_ref().is_none_or(|path| *path == there.guest_path);
-            if same_place {
-                request.guest_path.get_or_insert_with(|| there.guest_path.clone());
-                request.mode.get_or_insert(there.mode);
-            }
+        if let Some(there) = self.known()
+            && request.guest_path.as_ref().is_none_or(|path| *path == there.guest_path)
+        {
+            request.guest_path.get_or_insert_with(|| there.guest_path.clone());
+            request.mode.get_or_insert(there.mode);
         }
-        self.workspaces.pack(self.op, &request, base, false).await
+        request
     }
 
     /// What is in the guest, and how the copy comes to it.
@@ -134,7 +145,7 @@ impl Job<'_> {
                     plan.guest_path, self.vm.name
                 ));
                 drop(packed);
-                let whole = self.workspaces.pack(self.op, &self.request, None, false).await?;
+                let whole = self.workspaces.pack(self.op, &self.wish(), None, false).await?;
                 return Ok((whole, How::Anew { replace: false }));
             }
             Place::Other => {
@@ -146,20 +157,20 @@ impl Job<'_> {
                     .with_hint("move it away in the guest, or give another place with --guest-path"));
             }
         }
+        // Without what was sent, new objects alone would be a broken repository.
+        let packed = if guest.lost_packs() {
+            drop(packed);
+            self.workspaces.pack(self.op, &self.wish(), self.base().await?, true).await?
+        } else {
+            packed
+        };
         let remove = self.judge(guest, &packed).await?;
         Ok((packed, How::Update { remove }))
     }
 
     /// What is to be removed, when nothing of the guest's stands against it.
-    async fn judge(&self, guest: Guest, packed: &Packed) -> Result<Vec<banger_model::ByteString>> {
+    async fn judge(&self, guest: Guest, packed: &Packed) -> Result<Vec<ByteString>> {
         let (plan, changes) = (packed.capture.plan(), packed.capture.changes().cloned().unwrap_or_default());
-        if guest.lost_packs() {
-            return Err(Error::new(
-                ErrorCode::Conflict,
-                format!("git in VM '{}' has packed its objects anew", self.vm.name),
-            )
-            .with_hint("--force with another --guest-path copies everything once more"));
-        }
         let (source, base) = (plan.source_path.clone(), (plan.branch.clone(), plan.base_commit.clone()));
         let (name, force) = (self.vm.name.to_string(), self.force);
         blocking(move || guest.judge(&source, &changes, base, &name, force)).await
