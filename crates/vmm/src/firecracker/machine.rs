@@ -20,6 +20,8 @@ use crate::{AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, Result, Signa
 
 /// How long a VMM may take to end.
 const STOP: Duration = Duration::from_secs(10);
+/// Between two looks whether a process that is stopped has; it takes some microseconds.
+const STOPPING: Duration = Duration::from_millis(1);
 /// It knows no call to end it and handles no signal; and in its cage it is process 1 of a pid namespace,
 /// which the kernel shields from every signal that is not handled, but for this one and SIGSTOP.
 const END: Signal = Signal::KILL;
@@ -158,13 +160,17 @@ impl Machine for FirecrackerMachine {
     async fn pause(&self) -> Result<()> {
         if self.quirks.pause_deafens {
             // The whole process, vCPUs and all: its vsock notices nothing.
-            return self.signal(Signal::STOP);
+            self.signal(Signal::STOP)?;
+            while self.handle.process.is_alive() && !self.handle.process.is_stopped() {
+                tokio::time::sleep(STOPPING).await;
+            }
+            return Ok(());
         }
         self.change(ChangeState::Paused).await
     }
 
     async fn resume(&self) -> Result<()> {
-        if self.handle.process.is_stopped() {
+        if self.quirks.pause_deafens || self.handle.process.is_stopped() {
             self.signal(Signal::CONT)?;
         }
         self.change(ChangeState::Resumed).await
@@ -176,7 +182,7 @@ impl Machine for FirecrackerMachine {
             return Err(VmmError::NoSnapshot { vm: self.vm(), why });
         }
         let dir = std::path::absolute(dir).map_err(VmmError::file("find", dir))?;
-        if self.handle.process.is_stopped() {
+        if self.quirks.pause_deafens || self.handle.process.is_stopped() {
             self.signal(Signal::CONT)?;
         }
         // With the quirk, too: a snapshot between pause and resume makes its vsock hear again.
