@@ -9,7 +9,8 @@ use std::task::{self, Poll};
 use banger_model::{ErrorCode, OpId};
 use banger_protocol::agent::frame::{ACK_MAGIC, Kind, Lane, Nonce, flush_and_sync, token};
 use banger_protocol::agent::{
-    AgentHello, Context, Control, ExitStatus, HostHello, Reply, Request, VERSION, decode, encode, encode_opening,
+    AgentHello, Context, Control, ExitStatus, HostHello, Reply, Request, VERSION, decode, encode,
+    encode_opening,
 };
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -337,7 +338,11 @@ impl StreamSender {
         InWriter::new(self)
     }
 
-    pub(crate) fn poll_send(&self, cx: &mut task::Context<'_>, data: &mut Bytes) -> Poll<Result<(), ChannelError>> {
+    pub(crate) fn poll_send(
+        &self,
+        cx: &mut task::Context<'_>,
+        data: &mut Bytes,
+    ) -> Poll<Result<(), ChannelError>> {
         self.handle.stream.poll_send(cx, Lane::In, data)
     }
 

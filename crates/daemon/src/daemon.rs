@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use banger_model::{Error, Result};
 use banger_store::Store;
-use banger_vmm::{Cage, Driver};
 use banger_vmm::qemu::{self, QemuDriver};
+use banger_vmm::{Cage, Driver};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 

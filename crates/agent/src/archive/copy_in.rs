@@ -55,7 +55,8 @@ fn anew(spec: &CopyIn, root: &Path, input: impl Read) -> Result<(), ArchiveError
     let bytes = spec.root.as_bytes();
     let failed = |e: io::Error| ArchiveError::file(bytes)(e);
     let vacant = is_vacant(root).map_err(failed)?;
-    if !vacant && !(spec.replace && is_copy(root)) {
+    let replaceable = vacant || (spec.replace && is_copy(root));
+    if !replaceable {
         return Err(ArchiveError::NotEmpty(spec.root.clone()));
     }
     let parent = root.parent().unwrap_or(Path::new("/"));

@@ -173,7 +173,7 @@ impl Job<'_> {
         let (plan, changes) = (packed.capture.plan(), packed.capture.changes().cloned().unwrap_or_default());
         let (source, base) = (plan.source_path.clone(), (plan.branch.clone(), plan.base_commit.clone()));
         let (name, force) = (self.vm.name.to_string(), self.force);
-        blocking(move || guest.judge(&source, &changes, base, &name, force)).await
+        blocking(move || guest.judge(&source, &changes, &base, &name, force)).await
     }
 }
 

@@ -103,7 +103,7 @@ impl Guest {
         self,
         source: &ByteString,
         changes: &Changes,
-        new: (Option<String>, String),
+        new: &(Option<String>, String),
         vm: &str,
         force: bool,
     ) -> Result<Vec<ByteString>> {
@@ -130,7 +130,7 @@ impl Guest {
             && self.compared.branch_at.as_ref() != Some(commit)
         {
             let reference: ByteString = format!(".git/refs/heads/{branch}").as_str().into();
-            let is_same = new == (Some(branch.clone()), self.compared.branch_at.clone().unwrap_or_default());
+            let is_same = *new == (Some(branch.clone()), self.compared.branch_at.clone().unwrap_or_default());
             if !is_same {
                 against.push(reference.clone());
                 remove.push(reference);

@@ -1,6 +1,6 @@
 //! A client of the daemon's API: one connection for each request, which may be closed at any moment.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use banger_model::ErrorCode;
@@ -133,7 +133,7 @@ fn told(error: &ErrorBody) -> ErrorCode {
 }
 
 /// Everything that `GET PATH` answers.
-pub(crate) async fn get(socket: &PathBuf, path: &str) -> Value {
+pub(crate) async fn get(socket: &Path, path: &str) -> Value {
     let mut request = Request::raw(socket, "GET", path, &Value::Null).await;
     let mut text = String::new();
     request.lines.read_to_string(&mut text).await.expect("an answer");

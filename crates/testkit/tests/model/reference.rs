@@ -188,7 +188,7 @@ pub(crate) fn struck(vm: Vm, fate: Fate, verb: Verb, blow: Blow) -> Outcomes {
         (Verb::Start, Created | Stopped | Error) => all.push((boot_failed, Error)),
         // What died is stopped, and is started as it was to be.
         (Verb::Restart, Running) => {
-            all.extend([(boot_failed, Error), outcomes(Stopped, fate, Verb::Start)[0]])
+            all.extend([(boot_failed, Error), outcomes(Stopped, fate, Verb::Start)[0]]);
         }
         _ => {}
     }

@@ -225,12 +225,12 @@ impl Lifecycle {
             Turn::One(ask) => {
                 let end = self.clients.block_on(async { Request::send(&socket, ask).await.end().await });
                 self.model.ask(ask, Some(end));
-                self.said(format!("{end:?}"));
+                self.said(&format!("{end:?}"));
             }
             Turn::Two(first, cut, second) => {
                 let ends = self.clients.block_on(both(&socket, first, cut, second));
                 self.model.two([first, second], Some(ends));
-                self.said(format!("{ends:?}"));
+                self.said(&format!("{ends:?}"));
             }
             Turn::Cancelled(ask, cut) => {
                 let so = self.clients.block_on(async { Request::send(&socket, ask).await.until(cut).await });
@@ -239,7 +239,7 @@ impl Lifecycle {
                     Some(end) => self.model.ask(ask, Some(end)),
                     None => self.model.cancelled(ask, None),
                 }
-                self.said(format!("{end:?}"));
+                self.said(&format!("{end:?}"));
             }
             Turn::Crash(ask, cut) => {
                 let (request, so) = self.clients.block_on(async {
@@ -293,10 +293,10 @@ impl Lifecycle {
         } else {
             self.model.ask(ask, Some(end));
         }
-        self.said(format!("hit: {hit}, {end:?}"));
+        self.said(&format!("hit: {hit}, {end:?}"));
     }
 
-    fn said(&mut self, what: String) {
+    fn said(&mut self, what: &str) {
         if let Some(last) = self.history.last_mut() {
             *last = format!("{last} -> {what}");
         }

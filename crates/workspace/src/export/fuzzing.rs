@@ -42,7 +42,8 @@ pub fn inspect(
 ) -> Result<Vec<(Vec<u8>, Verdict)>> {
     let base = Base::parse(listing.to_vec());
     let changes = read(records, limits, &base, &mut Nowhere)?;
-    links::check(before.iter().map(|(path, to)| (path.to_vec(), to.to_vec())).collect(), &changes)?;
+    let before = before.iter().map(|(path, to)| (path.to_vec(), to.to_vec())).collect();
+    links::check(&before, &changes)?;
     let verdict = |change| match change {
         Change::File { .. } => Verdict::File,
         Change::Link { target, .. } => Verdict::Link(target),

@@ -18,7 +18,7 @@ const MAX_STEPS: u32 = 10_000;
 pub(crate) type Links = HashMap<Vec<u8>, Vec<u8>>;
 
 /// Refuses links that lead out of the repository when the changes are made, unless they did so before.
-pub(crate) fn check(before: Links, changes: &Changes) -> Result<()> {
+pub(crate) fn check(before: &Links, changes: &Changes) -> Result<()> {
     let mut after = before.clone();
     for (path, change) in changes {
         match change {
@@ -27,7 +27,7 @@ pub(crate) fn check(before: Links, changes: &Changes) -> Result<()> {
         }
     }
     for (path, target) in &after {
-        let was_so = before.get(path) == Some(target) && escapes(&before, path);
+        let was_so = before.get(path) == Some(target) && escapes(before, path);
         if !was_so && escapes(&after, path) {
             return Err(refused(path, "the symbolic link leads out of the repository"));
         }

@@ -224,7 +224,7 @@ impl Export {
         if !changes.iter().any(|(path, change)| matches!(change, Change::Link { .. }) || is_link(path)) {
             return Ok(());
         }
-        links::check(links_of(&self.source.git, base)?, changes)
+        links::check(&links_of(&self.source.git, base)?, changes)
     }
 
     /// The resulting tree, made in a scratch index and the scratch store.
