@@ -53,7 +53,7 @@ fn a_second_prepare_sends_what_changed_keeps_the_guests_work_and_refuses_to_over
     repo.git(&["add", "new.txt"]).ok().done();
     let refused = prepare(&sandbox, "work", repo.dir()).arg("--json").go().ends_with(1);
     let error = refused.json_error();
-    assert_eq!(error["error"]["code"], "conflict", "{error}");
+    assert_eq!(error["code"], "conflict", "{error}");
     let said = error.to_string();
     assert!(said.contains("'Makefile'") && said.contains("'new.txt'") && said.contains("--force"), "{said}");
     assert!(vm.sh("cat Makefile").go().ok().text().contains("guest"));
@@ -224,7 +224,7 @@ fn an_interrupted_prepare_and_a_full_disk_leave_nothing_in_the_guest() {
     fs::write(repo.dir().join("big"), banger_testkit::random::bytes(48 << 20, 5)).unwrap();
     repo.git(&["add", "big"]).ok().done();
     let vm = sandbox.vm("work", "bare", &["--network", "none"]);
-    let mut run = prepare(&sandbox, "work", repo.dir()).start();
+    let run = prepare(&sandbox, "work", repo.dir()).start();
     let begun =
         |vm: &banger_testkit::Vm<'_>| vm.sh("ls -A /root/.banger-new-repo 2>/dev/null").go().text().len() > 2;
     while !begun(&vm) {
@@ -249,8 +249,8 @@ fn an_interrupted_prepare_and_a_full_disk_leave_nothing_in_the_guest() {
         .go()
         .ends_with(1);
     let error = full.json_error();
-    assert_eq!(error["error"]["code"], "unavailable", "{error}");
-    assert!(error["error"]["message"].as_str().unwrap().contains("disk is full"), "{error}");
+    assert_eq!(error["code"], "unavailable", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("disk is full"), "{error}");
     assert_eq!(vm.sh("ls -A /small | wc -l").go().ok().text().trim(), "0");
     assert!(vm.show()["workspace"].is_null());
     prepare(&sandbox, "work", repo.dir()).go().ok().done();

@@ -73,25 +73,26 @@ impl Job<'_> {
         let packed = self.step("pack", self.pack()).await?;
         let (packed, how) = self.step("compare", self.compare(packed)).await?;
         let copying = if matches!(how, How::Update { .. }) { Copying::Update } else { Copying::Anew };
-        let mark = async { workspaces.mark(id, packed.capture.plan(), copying) };
-        let sent = match self.step("mark", mark).await {
-            Ok(()) => self.step("send", workspaces.send(self.op, self.agent, packed, how)).await,
-            Err(error) => Err(error),
-        };
+        let place = packed.capture.plan().guest_path.clone();
+        let marked = self.step("mark", workspaces.mark(id, packed.capture.plan(), copying)).await;
+        if let Err(error) = marked {
+            workspaces.restore(id, before)?;
+            return Err(error);
+        }
+        let sent = self.step("send", workspaces.send(self.op, self.agent, packed, how)).await;
         let recorded = match sent {
             Ok(sent) => self.step("record", workspaces.record(id, sent)).await,
-            Err(error) if copying == Copying::Anew => {
-                // The guest keeps nothing of a new copy that did not arrive whole.
-                workspaces.unmark(id, before.clone())?;
+            Err(error) if error.code == ErrorCode::AlreadyExists => {
+                // Nothing was touched.
+                workspaces.restore(id, before)?;
                 return Err(error);
             }
             Err(error) => Err(error),
         };
         if recorded.is_err() {
-            let begun = before.map(|w| Workspace { unfinished: Some(copying), ..w });
-            if begun.is_some() {
-                workspaces.unmark(id, begun)?;
-            }
+            let hide = |w: Workspace| Workspace { unfinished: Some(copying), ..w };
+            let kept = before.map(|w| if w.guest_path == place { hide(w) } else { w });
+            workspaces.restore(id, kept)?;
         }
         recorded
     }
@@ -131,8 +132,7 @@ impl Job<'_> {
     async fn compare(&self, packed: Packed) -> Result<(Packed, How)> {
         let Some(changes) = packed.capture.changes() else {
             let here = &packed.capture.plan().guest_path;
-            let cut_off = |w: &Workspace| w.unfinished == Some(Copying::Anew) && w.guest_path == *here;
-            let replace = self.force || self.vm.workspace.as_ref().is_some_and(cut_off);
+            let replace = self.force || self.workspaces.was_begun(&self.vm.id, here);
             return Ok((packed, How::Anew { replace }));
         };
         let plan = packed.capture.plan();

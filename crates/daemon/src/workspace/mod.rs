@@ -55,6 +55,11 @@ impl Workspaces {
         self.state.vm(id).join("workspace.copied")
     }
 
+    /// Where a new copy was begun, in the VM's directory.
+    fn begun(&self, id: &VmId) -> PathBuf {
+        self.state.vm(id).join("workspace.begun")
+    }
+
     /// What the guest has ([`banger_workspace::capture::Manifest`]), in the VM's directory.
     fn manifest(&self, id: &VmId) -> PathBuf {
         self.state.vm(id).join("workspace.manifest")

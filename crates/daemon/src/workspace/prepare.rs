@@ -1,11 +1,12 @@
 //! The parts of a copy into a guest: packed (beside a boot, for a new VM), sent, recorded. Must never record what did not
 //! arrive whole.
 
+use std::fs::File;
 use std::io::Write as _;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use banger_channel::{ChannelError, Session};
-use banger_model::{ByteString, Copying, Error, ErrorCode, Result, VmId, Workspace};
+use banger_model::{ByteString, Copying, Error, ErrorCode, GuestPath, Result, VmId, Workspace};
 use banger_protocol::agent::{CopyIn, Request};
 use banger_protocol::api::{PreparePlan, PrepareRequest, Prepared};
 use banger_workspace::Cancel;
@@ -16,7 +17,10 @@ use tokio_util::io::SyncIoBridge;
 
 use super::{Cancellable, Workspaces};
 use crate::artifacts::blocking;
-use crate::op::Op;
+use crate::op::{Op, cancelled};
+
+/// How long a guest may take to say why it stopped reading.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A repository, packed and ready to be sent. Its scratch directory goes with it.
 #[derive(Debug)]
@@ -149,13 +153,13 @@ impl Workspaces {
             bridge.shutdown().map_err(broken)?;
             Ok((captured, scratch))
         });
-        let (written, answer) = tokio::join!(write, receiver.reader().reply());
+        let (written, answer) = both(op, write, receiver.reader().reply()).await;
         op.check()?;
         // When the guest refused, the broken writer is only the consequence.
         match answer {
-            Err(refused @ ChannelError::Guest { .. }) => return Err(hinted(refused.into())),
-            Err(broken) => return Err(written.err().unwrap_or_else(|| broken.into())),
-            Ok(_) => {}
+            Some(Err(refused @ ChannelError::Guest { .. })) => return Err(hinted(refused.into())),
+            Some(Err(broken)) => return Err(written.err().unwrap_or_else(|| broken.into())),
+            Some(Ok(_)) | None => {}
         }
         let (captured, scratch) = written?;
         Ok(Sent { captured, readonly, began, changes, _scratch: scratch })
@@ -185,6 +189,8 @@ impl Workspaces {
         })
         .await?;
         self.store.modify_vm(id, |vm| vm.workspace = Some(workspace))?;
+        // A file that stays would say what is true: that copy may be replaced by its like.
+        let _ = std::fs::remove_file(self.begun(id));
         Ok(match changes {
             None => Prepared {
                 updated: false,
@@ -203,29 +209,61 @@ impl Workspaces {
         })
     }
 
-    /// Says in the record that a copy is under way, so that half of one is never taken for a workspace.
-    pub(super) fn mark(&self, id: &VmId, plan: &PreparePlan, copying: Copying) -> Result<()> {
-        let begun = Workspace {
-            guest_path: plan.guest_path.clone(),
-            source_path: plan.source_path.clone(),
-            base_commit: plan.base_commit.clone(),
-            branch: plan.branch.clone(),
-            mode: plan.mode,
-            prepared_at: jiff::Timestamp::now(),
-            readonly: false,
-            unfinished: Some(copying),
-        };
-        self.store.modify_vm(id, |vm| match (&mut vm.workspace, copying) {
-            (Some(there), Copying::Update) => there.unfinished = Some(copying),
-            (there, _) => *there = Some(begun),
+    /// Writes down that a copy is under way, so that half of one is never taken for a workspace: a new one by its place
+    /// in a file, and what is in the record hides when it is that which changes.
+    pub(super) async fn mark(&self, id: &VmId, plan: &PreparePlan, copying: Copying) -> Result<()> {
+        if copying == Copying::Anew {
+            let (file, place) = (self.begun(id), plan.guest_path.to_string());
+            blocking(move || {
+                let written = File::create(&file).and_then(|mut out| {
+                    out.write_all(place.as_bytes())?;
+                    out.sync_data()
+                });
+                written.map_err(|e| Error::unavailable(format!("cannot write {}: {e}", file.display())))
+            })
+            .await?;
+        }
+        self.store.modify_vm(id, |vm| {
+            if let Some(there) = vm.workspace.as_mut().filter(|w| w.guest_path == plan.guest_path) {
+                there.unfinished = Some(copying);
+            }
         })?;
         Ok(())
     }
 
-    /// Takes a mark back: nothing of the copy is in the guest.
-    pub(super) fn unmark(&self, id: &VmId, before: Option<Workspace>) -> Result<()> {
+    /// Whether a new copy was begun at this place and is not known to be whole.
+    pub(super) fn was_begun(&self, id: &VmId, place: &GuestPath) -> bool {
+        std::fs::read(self.begun(id)).is_ok_and(|there| there == place.as_str().as_bytes())
+    }
+
+    /// Says of the workspace in the record, if there is one, how far it is.
+    pub(super) fn restore(&self, id: &VmId, before: Option<Workspace>) -> Result<()> {
         self.store.modify_vm(id, |vm| vm.workspace = before)?;
         Ok(())
+    }
+}
+
+/// The end of a writer and the answer. A guest that waits for what will not come is left to itself, which resets its
+/// stream.
+async fn both<W, A>(
+    op: &Op,
+    write: impl Future<Output = Result<W>>,
+    answer: impl Future<Output = A>,
+) -> (Result<W>, Option<A>) {
+    let (mut write, mut answer) = (std::pin::pin!(write), std::pin::pin!(answer));
+    let written = tokio::select! {
+        answer = &mut answer => return (write.await, Some(answer)),
+        written = &mut write => written,
+    };
+    let patience = async {
+        match &written {
+            Ok(_) => op.cancel_token().cancelled().await,
+            Err(_) => tokio::time::sleep(LAST_WORDS).await,
+        }
+    };
+    tokio::select! {
+        answer = answer => (written, Some(answer)),
+        () = patience => (written.and_then(|_| Err(cancelled())), None),
     }
 }
 
