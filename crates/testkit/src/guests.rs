@@ -20,6 +20,17 @@ pub fn rss_kib(pid: u32) -> u64 {
     field_kib(pid, "VmRSS:")
 }
 
+/// The most resident memory a process on the host has had since [`forget_peak`], KiB.
+#[must_use]
+pub fn peak_rss_kib(pid: u32) -> u64 {
+    field_kib(pid, "VmHWM:")
+}
+
+/// Has the kernel begin anew with a process's peak (proc(5), `clear_refs`).
+pub fn forget_peak(pid: u32) {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("the process lives and is ours");
+}
+
 fn field_kib(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
     let line = status.lines().find(|l| l.starts_with(field)).expect("a size");

@@ -35,6 +35,12 @@ impl Repo {
         repo
     }
 
+    /// One that is there, or will be.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn dir(&self) -> &Path {

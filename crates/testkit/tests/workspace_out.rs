@@ -102,7 +102,8 @@ fn a_change_is_applied_merged_or_put_on_a_branch_and_the_host_s_own_work_is_safe
     apply(&sandbox, &vm, &["--commits"]).ends_with(2).done();
     let export = sandbox.banger(["vm", "workspace", "export", "out", "--base", "HEAD~1", "--names-only"]);
     let names = export.within(LONG).go().ok();
-    assert!(names.text().lines().any(|l| l == "check.sh"), "what the base did not have is in it: {names}");
+    let is_named = String::from_utf8_lossy(&names.stdout).lines().any(|l| l == "check.sh");
+    assert!(is_named, "what the base did not have is in it: {names}");
     // The guest has no git, and says so.
     apply(&sandbox, &vm, &["--branch", "b", "--commits"]).ends_with(1).says(&["no git", "hint:"]).done();
     vm.delete();
@@ -252,6 +253,76 @@ fn whatever_a_guest_with_git_does_comes_out_as_it_is_and_its_commits_as_commits(
     vm.verb("stop", &[]).ok().done();
     apply(&sandbox, &vm, &["--branch", "again", "--commits"]).ok().done();
     assert_eq!(repo.git(&["rev-parse", "again"]).ok().text(), tip);
+    vm.delete();
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn a_hostile_guest_gets_nothing_run_read_or_written_on_the_host() {
+    let sandbox = Sandbox::bare();
+    let (repo, vm) = prepared(&sandbox, "evil");
+    let canaries = sandbox.work("canaries");
+    fs::create_dir(&canaries).unwrap();
+    fs::write(canaries.join("secret"), "SECRET\n").unwrap();
+    let here = canaries.to_str().unwrap();
+    // Everything by which git can be told to run a program or to look elsewhere, and an honest change among it.
+    let armed = "set -e; C=DIR; cd /root/repo; echo changed >README.md
+        { printf '[core]\\n\\tfsmonitor = touch %s/1\\n\\thooksPath = /root/repo/.hooks\\n\\tpager = touch %s/2\\n' $C $C
+          printf '[diff]\\n\\texternal = touch %s/3\\n[diff \"e\"]\\n\\ttextconv = touch %s/4\\n' $C $C
+          printf '[filter \"e\"]\\n\\tclean = touch %s/5\\n\\tsmudge = touch %s/6\\n\\tprocess = touch %s/7\\n' $C $C $C
+          printf '[merge \"e\"]\\n\\tdriver = touch %s/8\\n[include]\\n\\tpath = %s/secret\\n' $C $C; } >>.git/config
+        mkdir -p .hooks .git/hooks .git/objects/info; printf '* filter=e diff=e merge=e\\n' >.gitattributes
+        for h in pre-commit post-checkout post-index-change reference-transaction; do
+            printf '#!/bin/sh\\ntouch %s/9\\n' $C >.hooks/$h; chmod 755 .hooks/$h; cp .hooks/$h .git/hooks/$h; done
+        echo $C >.git/objects/info/alternates"
+        .replace("DIR", here);
+    vm.sh(&armed).go().ok().done();
+    let untouched = || {
+        let left: Vec<_> = fs::read_dir(&canaries).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["secret"], "a program of the guest's ran");
+    };
+    apply(&sandbox, &vm, &["--branch", "armed"]).ok().done();
+    apply(&sandbox, &vm, &[]).ok().done();
+    apply(&sandbox, &vm, &["--3way"]).ok().done();
+    assert_eq!(read(&repo, "README.md"), "changed\n");
+    untouched();
+
+    // What is refused names the path, and the working tree stays as it is.
+    let (before, index) = (repo.status(), index(&repo));
+    let names = [
+        ("mkdir .GIT; echo x >.GIT/config", ".GIT", "rm -r .GIT"),
+        ("mkdir d; echo x >d/.git.", "d/.git.", "rm -r d"),
+        ("mkdir 'git~1'; echo x >'git~1/config'", "git~1/config", "rm -r 'git~1'"),
+        ("ln -s ../../etc/passwd escape", "escape", "rm escape"),
+        ("ln -s /etc/passwd absolute", "absolute", "rm absolute"),
+        ("truncate -s 2G huge", "huge", "rm huge"),
+    ];
+    for (make, path, clear) in names {
+        vm.sh(make).go().ok().done();
+        let refused = apply(&sandbox, &vm, &["--json"]).ends_with(1);
+        let error = refused.json_error();
+        assert_eq!(error["code"], "guest_failed", "{refused}");
+        assert!(error["message"].as_str().unwrap().contains(path), "{path}: {refused}");
+        assert_eq!((repo.status(), crate::index(&repo)), (before.clone(), index.clone()), "{path}");
+        vm.sh(clear).go().ok().done();
+    }
+
+    // A git directory that is a link or a file that leads to the host's path, and links swapped under the scan.
+    vm.sh(&format!("mv .git .away; ln -s {here} .git")).go().ok().done();
+    apply(&sandbox, &vm, &["--json"]).ok().done();
+    vm.sh(&format!("rm .git; echo 'gitdir: {here}' >.git")).go().ok().done();
+    apply(&sandbox, &vm, &["--json"]).ok().done();
+    vm.sh("rm .git; mv .away .git; mkdir /root/out; echo SECRET >/root/out/'a b.txt'; ln -s /root/out .git/trap
+        (while [ ! -e .git/stop ]; do mv src .git/aside; mv .git/trap src; mv src .git/trap; mv .git/aside src; done) >/dev/null 2>&1 &")
+        .go()
+        .ok()
+        .done();
+    for _ in 0..10 {
+        let out = sandbox.banger(["vm", "workspace", "export", "evil"]).within(LONG).go();
+        assert!(!String::from_utf8_lossy(&out.stdout).contains("SECRET"), "{out}");
+    }
+    vm.sh("touch .git/stop").go().ok().done();
+    untouched();
     vm.delete();
     sandbox.no_vm_is_left();
 }

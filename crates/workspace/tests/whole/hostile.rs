@@ -259,11 +259,7 @@ fn armed(guest: &Path, outside: &Path) {
     put(outside, "included", format!("[core]\n\tfsmonitor = {}\n", canary("included-ran")));
     run("include.path", outside.join("included").to_str().unwrap());
     put(guest, ".git/objects/info/alternates", format!("{}\n", outside.join("objects").display()));
-    put(
-        guest,
-        ".gitattributes",
-        "* filter=evil diff=evil merge=evil\n*.x text=auto ident eol=crlf\n",
-    );
+    put(guest, ".gitattributes", "* filter=evil diff=evil merge=evil\n*.x text=auto ident eol=crlf\n");
     put(guest, ".gitconfig", format!("[core]\n\tfsmonitor = {}\n", canary("home")));
     put(guest, ".lfsconfig", "[lfs]\n\turl = https://example.invalid\n");
     put(

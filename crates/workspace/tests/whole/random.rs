@@ -3,9 +3,14 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
+use crate::apply::wish;
 use crate::support::{
-    applied_to_index, at, commit, export, git, guest_tree, prepare, put, request, status, try_git,
+    Guest, applied_to_index, at, commit, export, git, guest_tree, prepare, put, request, status, tree_id,
+    tree_of_files, tree_with, try_git,
 };
+use banger_model::{Error, ErrorCode};
+use banger_workspace::apply;
+use banger_workspace::export::Exported;
 use proptest::prelude::*;
 
 const PATHS: [&[u8]; 12] = [
@@ -153,10 +158,50 @@ fn round_trip(before: &[Edit], dirty: &[Edit], guests: &[Edit], untracked: bool)
     let (_scratch, out) = export(repo.path(), base, guest.path()).unwrap();
     assert_eq!(out.tree, guest_tree(guest.path()), "the guest's tree\n{}", status(guest.path()));
     assert_eq!(applied_to_index(repo.path(), base, &out.patch), out.tree, "the patch");
+    if untracked {
+        into_files(repo.path(), &guest, &out);
+    } else {
+        into_a_branch(repo.path(), &out);
+    }
+}
+
+/// The change is made in the host's files and nothing else is; or nothing at all, when something is in the way.
+fn into_files(repo: &Path, guest: &Guest, out: &Exported) {
+    let before = tree_of_files(repo, &out.summary.base_commit, out);
+    let expected = tree_with(repo, &before, out);
+    let index = std::fs::read(repo.join(".git/index")).ok();
+    let done = apply::plan(out, wish(guest)).and_then(apply::Plan::carry_out).map_err(Error::from);
+    match done {
+        Ok(_) => {
+            assert_eq!(tree_of_files(repo, &expected, out), expected, "the files after apply");
+            assert_eq!(std::fs::read(repo.join(".git/index")).ok(), index, "the host's index");
+        }
+        Err(error) => {
+            // A directory with files that are not in git, ignored ones among them, makes room for nothing.
+            assert_eq!(error.code, ErrorCode::Conflict, "{error}");
+            assert!(!git(repo, &["ls-files", "--others"]).is_empty(), "{error}");
+            assert_eq!(tree_of_files(repo, &out.summary.base_commit, out), before, "{error}");
+        }
+    }
+}
+
+fn into_a_branch(repo: &Path, out: &Exported) {
+    let before = status(repo);
+    let done = apply::to_branch(out, "guests", "all", false).unwrap();
+    assert_eq!(status(repo), before);
+    if done.has_changes {
+        let tree = git(repo, &["rev-parse", "guests^{tree}"]);
+        assert_eq!(tree_id(&tree), out.tree, "the branch");
+    }
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig { cases: 60, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: 150,
+        max_shrink_iters: 60,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 fn edits(most: usize) -> impl Strategy<Value = Vec<Edit>> {

@@ -1,7 +1,7 @@
 //! `make bench`: what banger costs, each number beside a floor or a peer measured in the same run.
 //!
 //! Prints a table on stdout, progress on stderr; the status is 1 when a promised bound is broken.
-//! Given `run`, `exec`, `rest`, `many` or `cage`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
+//! Given `run`, `exec`, `rest`, `many`, `export` or `cage`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
 
 #![expect(
     clippy::expect_used,
@@ -12,9 +12,11 @@
 )]
 
 mod cage;
+mod export;
 mod floor;
 mod many;
 mod peer;
+mod repositories;
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -42,8 +44,14 @@ type Part = fn(&mut Vec<Line>);
 fn main() -> ExitCode {
     let mut lines = Vec::new();
     let wanted = std::env::args().nth(1);
-    let parts: [(&str, Part); 5] =
-        [("run", cold_run), ("exec", exec_against_ssh), ("rest", at_rest), ("many", many::many), ("cage", cage::cage)];
+    let parts: [(&str, Part); 6] = [
+        ("run", cold_run),
+        ("exec", exec_against_ssh),
+        ("rest", at_rest),
+        ("many", many::many),
+        ("export", export::export),
+        ("cage", cage::cage),
+    ];
     for (name, measure) in parts {
         if wanted.as_deref().is_none_or(|w| w == name) {
             measure(&mut lines);
