@@ -358,6 +358,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     let span = tracing::Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(outcome) => outcome,
+        // The daemon ends: that is no failure of anybody's, and the next one must not find it recorded as one.
+        Err(e) if e.is_cancelled() => std::future::pending().await,
         Err(e) => Err(Error::internal(format!("a worker of the daemon failed: {e}"))),
     }
 }

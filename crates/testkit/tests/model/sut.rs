@@ -40,7 +40,8 @@ struct Seen {
     id: VmId,
     state: String,
     pid: Option<u64>,
-    explained: bool,
+    /// Its last error.
+    explained: Option<String>,
 }
 
 impl Lifecycle {
@@ -94,7 +95,7 @@ impl Lifecycle {
                 id: vm["id"].as_str().unwrap().parse().unwrap(),
                 state: vm["state"].as_str().unwrap().to_owned(),
                 pid: vm["pid"].as_u64(),
-                explained: vm["last_error"]["message"].is_string(),
+                explained: vm["last_error"]["message"].as_str().map(str::to_owned),
             };
             (vm["name"].as_str().unwrap().to_owned(), seen)
         };
@@ -166,7 +167,8 @@ impl Lifecycle {
             let may_be = self.model.may_be(name);
             let is = |vm: Vm| format!("{vm:?}").to_lowercase() == state;
             if !may_be.iter().any(|vm| is(*vm)) {
-                wrong.push(format!("{name} is {state} and may be {may_be:?}"));
+                let why = vm.and_then(|vm| vm.explained.as_deref()).unwrap_or_default();
+                wrong.push(format!("{name} is {state} ({why}) and may be {may_be:?}"));
             }
             let Some(vm) = vm else { continue };
             wrong.extend(self.untrue(name, vm));
@@ -194,8 +196,8 @@ impl Lifecycle {
                 vm.state, vm.pid
             ));
         }
-        if (vm.state == "error") != vm.explained {
-            wrong.push(format!("{name} is {}, explained: {}", vm.state, vm.explained));
+        if (vm.state == "error") != vm.explained.is_some() {
+            wrong.push(format!("{name} is {}, explained: {:?}", vm.state, vm.explained));
         }
         let dir = self.sandbox.state().join("vms").join(vm.id.as_str());
         let runtime = self.sandbox.runtime().join("vms").join(vm.id.as_str());
