@@ -43,6 +43,7 @@ pub(crate) fn export(lines: &mut Vec<Line>) {
         let changed = String::from_utf8_lossy(&patch).matches("diff --git ").count();
         assert_eq!(changed, 10, "the patch is of ten files");
         let more = peak_rss_kib(daemon).saturating_sub(before);
+        eprintln!("  prepare {prepare:.0} ms, export {took:.0} ms, {more} KiB besides");
         lines.push(Line {
             what,
             value: format!("{took:.0} ms"),
