@@ -67,6 +67,7 @@ unit: ## tests that need no virtual machine
 
 .PHONY: scenarios
 scenarios: build ## tests that run virtual machines
+	BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked -p banger-vmm --test conformance -- guest --nocapture
 	BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked --no-fail-fast -p banger-testkit
 
 MINUTES ?= 10

@@ -1,6 +1,6 @@
 //! Peers of other versions: what the first release wrote is understood, what it would not understand is not sent, and a
 //! peer of another major version is refused.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};

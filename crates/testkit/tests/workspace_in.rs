@@ -1,8 +1,6 @@
 //! A repository in, again and again: what a second prepare sends, keeps and refuses, read-only copies, notices, and
 //! what a daemon that dies between two steps leaves.
 
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
