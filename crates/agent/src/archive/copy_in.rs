@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use banger_protocol::agent::CopyIn;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, syncfs};
 use rustix::io::Errno;
 
 use super::ArchiveError;
@@ -29,6 +29,9 @@ pub fn copy_in(spec: &CopyIn, input: impl Read) -> Result<(), ArchiveError> {
     }
     let was_protected = mounts::lift(root).map_err(ArchiveError::file(bytes))?;
     let copied = if spec.update { update(spec, root, input) } else { anew(spec, root, input) };
+    // The host records that it is there: it must be after the machine's death, too.
+    let copied =
+        copied.and_then(|()| open(root).and_then(|top| Ok(syncfs(top)?)).map_err(ArchiveError::file(bytes)));
     let protect = if copied.is_ok() { spec.readonly } else { was_protected };
     let protected = if protect { mounts::protect(root) } else { Ok(()) };
     copied.and(protected.map_err(ArchiveError::file(bytes)))

@@ -43,9 +43,9 @@ fn any_bytes_go_in_and_come_back_the_same() {
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert!(ran.stdout == sent, "{} of {} bytes came back", ran.stdout.len(), sent.len());
     let request = &log.all()[0];
-    assert_eq!(request.line(), "POST /v1/vms/web/exec");
+    assert_eq!(request.line(), "POST /v1/vms/web/exec?watch=true");
     assert_eq!(request.headers["upgrade"], "banger-exec-1");
-    assert_eq!(log.body("POST /v1/vms/web/exec")["argv"], json!(["cat"]));
+    assert_eq!(log.body("POST /v1/vms/web/exec?watch=true")["argv"], json!(["cat"]));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_program_that_is_not_there_is_127_and_one_that_cannot_run_126() {
 fn what_banger_could_not_do_is_125() {
     let place = Place::new();
     place.serve(|request, reply| match &*request.path {
-        "/v1/vms/gone/exec" => reply.error("404 Not Found", "not_found", "no VM 'gone'"),
+        "/v1/vms/gone/exec?watch=true" => reply.error("404 Not Found", "not_found", "no VM 'gone'"),
         _ => {
             reply.upgrade();
             let body = json!({"code": "timeout", "message": "the command took longer than 1 s", "hint": null, "op_id": null});
@@ -126,7 +126,7 @@ fn arguments_environment_and_directory_arrive_as_they_were_given() {
     command.arg(OsString::from_vec(vec![b'x', 0xff]));
     let ran = Ran::from(command.output().unwrap());
     assert_eq!(ran.status, 0, "{}", ran.stderr);
-    let body = log.body("POST /v1/vms/web/exec");
+    let body = log.body("POST /v1/vms/web/exec?watch=true");
     assert_eq!(body["argv"], json!(["sh", "", "a b", "$x", "\"'\n", "--", "-q", "--json", {"hex": "78ff"}]));
     assert_eq!(body["env"], json!([["A", "b c"], ["OWN", "own value"]]));
     assert_eq!((&body["workdir"], &body["user"], &body["tty"]), (&json!("/d"), &json!("me"), &json!(null)));

@@ -270,7 +270,7 @@ pub(crate) fn vm(name: &str) -> Value {
         "image": "debian", "kernel": "debian-cloud", "vcpu": 2, "memory_mib": 1024, "disk_bytes": 8_589_934_592_u64,
         "network": {"mode": "user", "guest_ip": null, "nat": false, "host_access": false},
         "workspace": null, "pid": 7, "created_at": "2026-01-01T00:00:00Z", "started_at": null,
-        "boot": {"kind": "cold", "ready_ms": 1234}, "last_error": null,
+        "boot": {"kind": "cold", "ready_ms": 1234}, "last_error": null, "security": null, "work_disk_bytes": null,
     })
 }
 

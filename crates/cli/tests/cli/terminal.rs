@@ -56,8 +56,8 @@ fn a_shell_gets_the_keys_and_the_size_and_the_terminal_is_sane_again() {
     wait_for("raw mode", || is_raw(&tcgetattr(&theirs).unwrap()));
     let mut prompt = [0; 2];
     ours.read_exact(&mut prompt).unwrap();
-    assert_eq!(log.body("POST /v1/vms/web/exec")["tty"], json!({"rows": 30, "cols": 100}));
-    assert_eq!(log.body("POST /v1/vms/web/exec")["env"], json!([["TERM", "xterm-test"]]));
+    assert_eq!(log.body("POST /v1/vms/web/exec?watch=true")["tty"], json!({"rows": 30, "cols": 100}));
+    assert_eq!(log.body("POST /v1/vms/web/exec?watch=true")["env"], json!([["TERM", "xterm-test"]]));
 
     let next = || frames.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(next(), (Kind::Resize, vec![30, 0, 100, 0]));

@@ -67,14 +67,15 @@ fn prepare_copies_the_repository_we_are_in_unless_told_otherwise() {
     let plan = json!({
         "source_path": "/repo", "guest_path": "/root/repo", "mode": "shallow_overlay", "base_commit": "0123456789abcdef",
         "branch": "b", "depth": 10, "files": ["a"], "bytes": 2048, "skipped_untracked": 2,
+        "updated": false, "sent": 1, "sent_bytes": 2048, "removed": 0,
     });
     let log = place.serve(move |_, reply| reply.result(&plan));
     let ran = place.run(&["vm", "workspace", "prepare", "web", "--branch", "b", "--readonly"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert_eq!(
         ran.stderr,
-        "1 files, 2 KiB, are in /root/repo, based on 0123456789ab\n\
-         2 untracked files stayed behind; --include-untracked copies them too\n"
+        "1 file, 2 KiB, are in /root/repo, based on 0123456789ab\n\
+         untracked and left behind: 2 files; --include-untracked copies them too\n"
     );
     let body = log.body("POST /v1/vms/web/workspace/prepare");
     assert_eq!(body["path"], place.path("").canonicalize().unwrap().to_str().unwrap());
