@@ -144,7 +144,8 @@ fn history_is_deeper_where_a_merge_base_needs_it() {
     let many = |dir: &Path, count: usize| {
         for n in 0..count {
             put(dir, "n", format!("{n}\n"));
-            commit(dir, "n");
+            // Two sides that commit the same in the same second would have the same commits.
+            commit(dir, &dir.to_string_lossy());
         }
     };
     many(origin.path(), 20);
