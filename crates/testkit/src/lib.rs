@@ -31,7 +31,7 @@ pub mod user;
 pub mod wait;
 
 pub use run::{Feed, Output, Run, Running};
-pub use sandbox::{Sandbox, Vm, bin_dir, workspace_dir};
+pub use sandbox::{Sandbox, Vm, bin_dir, test_run, workspace_dir};
 pub use seed::Seed;
 
 /// Ends a scenario early, saying why, when this host cannot run it.

@@ -29,6 +29,13 @@ pub fn bin_dir() -> PathBuf {
     dir
 }
 
+/// Which run of the suite this process belongs to: `make` names each of its runs, a test that is
+/// started by hand belongs to none.
+#[must_use]
+pub fn test_run() -> String {
+    std::env::var("BANGER_TEST_RUN").unwrap_or_default()
+}
+
 /// The workspace's top directory.
 ///
 /// # Panics
@@ -64,6 +71,7 @@ impl Sandbox {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&root, fs::Permissions::from_mode(0o711)).expect("its mode");
         fs::write(root.join("owner"), std::process::id().to_string()).expect("a file");
+        fs::write(root.join("run-of"), test_run()).expect("a file");
         let scope = Scope { markers: Scope::of(&root).markers, dirs: Vec::new() };
         let before = scope.snapshot();
         Self { root, bin: bin_dir(), scope, before, via: Vec::new(), tools: None, small: false }
