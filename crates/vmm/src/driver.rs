@@ -4,10 +4,11 @@
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use banger_model::{Accel, DriverKind, MachineShape, RootFsType, Security, VmId, VmName};
+use banger_model::{Accel, DriverKind, Error, MachineShape, RootFsType, Security, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -42,6 +43,9 @@ pub struct MachineSpec {
     pub verbose_console: bool,
     /// Start nothing in the guest but the agent: for getting files out of one that cannot boot.
     pub rescue: bool,
+    /// Of a restore: leave the vCPUs halted, for a machine that waits to be used ([`Machine::resume`]).
+    /// A launch boots whatever this says.
+    pub paused: bool,
     /// Where its memory lives.
     pub memory: MemoryBacking,
 }
@@ -122,6 +126,10 @@ pub struct Capabilities {
     pub network: bool,
 }
 
+/// What the caller does in a snapshot as the last thing before the vCPUs halt. Its failure is the
+/// snapshot's failure.
+pub type Last<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
+
 /// Bytes to and from the agent in the guest.
 pub trait AgentIo: AsyncRead + AsyncWrite + Send + Unpin + Debug {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + Debug> AgentIo for T {}
@@ -148,8 +156,9 @@ pub trait Driver: Send + Sync + Debug {
 
     /// Starts a machine that goes on where a snapshotted one was, with the same layout but a
     /// directory, an identity and disks of its own (the disks as they were at that moment). As with
-    /// [`Driver::launch`], the guest runs when this returns, and a failure leaves nothing. The
-    /// files of the snapshot are only read, but they must stay for as long as the machine runs.
+    /// [`Driver::launch`], the guest runs when this returns unless it is to be
+    /// [`MachineSpec::paused`], and a failure leaves nothing. The files of the snapshot are only read,
+    /// but they must stay, at this path, for as long as the machine lives; links to them do.
     ///
     /// # Errors
     /// `unsupported` when the snapshot is of another VMM, version or layout: then boot cold.
@@ -193,14 +202,23 @@ pub trait Machine: Send + Sync + Debug {
     /// When the VMM does not obey.
     async fn resume(&self) -> Result<()>;
 
-    /// Writes memory and device state to files in `dir`, which exists, is 0700 and is empty; they
-    /// are 0600, and holes where the memory is zero. The machine is paused afterwards, whatever it
-    /// was before: now is the moment to copy its disks; [`Machine::resume`] lets it go on. A failure
-    /// leaves none of the files.
+    /// Whether the vCPUs are halted, by whomever: a daemon that died in the middle of a snapshot, or
+    /// a disk that is full. Of a machine that is taken over this is the truth, not what was recorded.
     ///
     /// # Errors
-    /// `unsupported` for a machine that was not made for it (see [`MemoryBacking`]).
-    async fn snapshot(&self, dir: &Path) -> Result<()>;
+    /// When the VMM does not say.
+    async fn is_paused(&self) -> Result<bool>;
+
+    /// Writes memory and device state to files in `dir`, which exists, is 0700 and has none of them; they
+    /// are 0600, and holes where the memory is zero. All that can be done while the machine runs is done
+    /// first; then `last` is awaited, and only then the vCPUs halt. The machine is paused afterwards,
+    /// whatever it was before: now is the moment to copy its disks; [`Machine::resume`] lets it go on. A
+    /// failure leaves none of the files, and a machine that ran goes on by itself. The files survive
+    /// this process, not a power cut.
+    ///
+    /// # Errors
+    /// `unsupported` for a machine that cannot be snapshotted; that of `last`, as it is.
+    async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()>;
 
     /// Asks the VMM to flush its block layer and quit, and waits until its process has ended. The
     /// guest is not asked: what it has not flushed itself is lost, as by pulling the plug.

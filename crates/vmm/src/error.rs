@@ -94,6 +94,9 @@ pub enum VmmError {
         /// Why.
         why: String,
     },
+    /// What the caller did in the middle failed; this is it.
+    #[error("{0}")]
+    Callers(Box<Error>),
     /// This driver is not part of this build.
     #[error("the {driver} driver is not available yet")]
     DriverUnavailable {
@@ -251,6 +254,7 @@ impl VmmError {
             Self::PathNotUtf8 { .. } => ErrorCode::InvalidArgument,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::NotRunning { .. } => ErrorCode::NotRunning,
+            Self::Callers(error) => error.code,
             Self::File { .. } | Self::Control { .. } | Self::ForeignHandle { .. } | Self::Process { .. } => {
                 ErrorCode::Internal
             }
@@ -292,6 +296,9 @@ impl VmmError {
 
 impl From<VmmError> for Error {
     fn from(error: VmmError) -> Self {
+        if let VmmError::Callers(error) = error {
+            return *error;
+        }
         let (code, hint) = (error.code(), error.hint());
         let plain = Error::new(code, error.to_string());
         match hint {

@@ -20,8 +20,8 @@ mod spawn;
 pub use cage::{Cage, Policy};
 pub use choose::{Choice, choose};
 pub use driver::{
-    AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec,
-    MemoryBacking, NetDevice, Words,
+    AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Last, Machine, MachineHandle,
+    MachineSpec, MemoryBacking, NetDevice, Words,
 };
 pub use error::{Result, VmmError};
 pub use rustix::process::Signal;

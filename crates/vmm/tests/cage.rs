@@ -145,6 +145,7 @@ fn spec(dir: &Path) -> MachineSpec {
         log_dir: dir.join("vm"),
         verbose_console: false,
         rescue: false,
+        paused: false,
         memory: banger_vmm::MemoryBacking::Anonymous,
     }
 }

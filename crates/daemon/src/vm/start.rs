@@ -310,6 +310,7 @@ impl Vms {
             log_dir,
             verbose_console,
             rescue: start.rescue,
+            paused: false,
             memory: banger_vmm::MemoryBacking::Anonymous,
         };
         for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {

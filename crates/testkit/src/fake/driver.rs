@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use banger_model::DriverKind;
 use banger_vmm::process::mark;
 use banger_vmm::{
-    AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Layout, Machine, MachineHandle,
-    MachineSpec, Result, Signal, Standalone, VmmError, Words,
+    AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Last, Layout, Machine,
+    MachineHandle, MachineSpec, Result, Signal, Standalone, VmmError, Words,
 };
 use tokio::net::{UnixListener, UnixStream};
 
@@ -33,6 +33,7 @@ impl FakeDriver {
 #[derive(Debug)]
 struct FakeMachine {
     vmm: Arc<Vmm>,
+    world: World,
 }
 
 #[async_trait]
@@ -45,8 +46,8 @@ impl Driver for FakeDriver {
         Ok(Capabilities {
             version: "fake".to_owned(),
             pause: true,
-            snapshot: false,
-            restore: false,
+            snapshot: true,
+            restore: true,
             network: true,
         })
     }
@@ -88,18 +89,33 @@ impl Driver for FakeDriver {
         };
         let vmm = self.world.add(handle, disk);
         self.world.spawn(agent::serve(vmm.clone(), listener, fate));
-        Ok(Arc::new(FakeMachine { vmm }))
+        Ok(Arc::new(FakeMachine { vmm, world: self.world.clone() }))
     }
 
-    async fn restore(&self, spec: MachineSpec, _snapshot: &Path) -> Result<Arc<dyn Machine>> {
-        let why = "the fake has no snapshots".to_owned();
-        Err(VmmError::ForeignSnapshot { vm: spec.name.to_string(), why })
+    async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>> {
+        let foreign = |why: String| VmmError::ForeignSnapshot { vm: spec.name.to_string(), why };
+        if self.world.fate_of(spec.name.as_str()) == Fate::RestoreFails {
+            return Err(foreign("the fake was told to fail".to_owned()));
+        }
+        let memory = format!("{} MiB", spec.shape.memory.0);
+        for (name, expected) in contents(&memory) {
+            let text = std::fs::read_to_string(snapshot.join(name)).unwrap_or_default();
+            if text != expected {
+                return Err(foreign(format!("its '{name}' is '{text}'")));
+            }
+        }
+        let paused = spec.paused;
+        let machine = self.launch(spec).await?;
+        if paused {
+            machine.pause().await?;
+        }
+        Ok(machine)
     }
 
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {
         let known = self.world.current(&handle.vm).filter(|v| v.handle.process == handle.process);
         let alive = known.filter(|v| v.handle.process.is_alive());
-        Ok(alive.map(|vmm| Arc::new(FakeMachine { vmm }) as Arc<dyn Machine>))
+        Ok(alive.map(|vmm| Arc::new(FakeMachine { vmm, world: self.world.clone() }) as Arc<dyn Machine>))
     }
 }
 
@@ -140,9 +156,25 @@ impl Machine for FakeMachine {
         self.vmm.handle.process.signal(Signal::CONT).map(|_| ())
     }
 
-    async fn snapshot(&self, _dir: &Path) -> Result<()> {
-        let why = "the fake has no snapshots".to_owned();
-        Err(VmmError::NoSnapshot { vm: self.vmm.handle.name.to_string(), why })
+    async fn is_paused(&self) -> Result<bool> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.vmm.handle.process.pid));
+        Ok(stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))))
+    }
+
+    async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()> {
+        let vm = self.vmm.handle.name.to_string();
+        last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
+        if self.world.fate_of(&vm) == Fate::SnapshotFails {
+            return Err(VmmError::NoSnapshot { vm, why: "the fake was told to fail".to_owned() });
+        }
+        self.pause().await?;
+        let memory = format!("{} MiB", self.vmm.handle.layout.memory_mib);
+        for (name, text) in contents(&memory) {
+            let path = dir.join(name);
+            let failed = |source| VmmError::File { what: "write", path: path.clone(), source };
+            std::fs::write(&path, text).map_err(failed)?;
+        }
+        Ok(())
     }
 
     async fn stop(&self) -> Result<()> {
@@ -163,6 +195,11 @@ impl Machine for FakeMachine {
     fn exited(&self) -> Option<ExitInfo> {
         self.vmm.exit.borrow().clone()
     }
+}
+
+/// The files of a snapshot of a machine with so much memory.
+fn contents(memory: &str) -> [(&'static str, &str); 3] {
+    [("memory", memory), ("state", "fake"), ("snapshot.json", "{}")]
 }
 
 /// How long a boot takes that is doomed to die.

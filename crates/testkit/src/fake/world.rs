@@ -26,6 +26,10 @@ pub enum Fate {
     Mute,
     /// The agent answers, and takes no notice of a power-off.
     IgnoresPowerOff,
+    /// It runs, and cannot be snapshotted.
+    SnapshotFails,
+    /// It cannot go on from a snapshot; it boots.
+    RestoreFails,
 }
 
 /// All machines of one test.

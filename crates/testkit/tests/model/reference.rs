@@ -100,7 +100,7 @@ fn boots(fate: Fate) -> bool {
 /// How a start of a VM with this fate ends.
 fn start_end(fate: Fate) -> End {
     match fate {
-        Fate::Works | Fate::IgnoresPowerOff => Ok(()),
+        Fate::Works | Fate::IgnoresPowerOff | Fate::SnapshotFails | Fate::RestoreFails => Ok(()),
         Fate::LaunchFails => Err(ErrorCode::Unavailable),
         Fate::DiesInBoot | Fate::Mute => Err(ErrorCode::BootFailed),
     }

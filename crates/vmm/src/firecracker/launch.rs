@@ -125,7 +125,7 @@ async fn start(
     let begun = match greet(&client, &spawned).await {
         Ok(()) => match snapshot {
             None => boot(&client, &spec).await,
-            Some(files) => load(&client, files).await,
+            Some(files) => load(&client, files, spec.paused).await,
         },
         Err(error) => Err(Failed { call: "connect".to_owned(), error }),
     };
@@ -196,24 +196,24 @@ async fn boot(client: &Client, spec: &MachineSpec) -> std::result::Result<(), Fa
     put(client, Vsock { guest_cid: GUEST_CID, uds_path: place::VSOCK }).await?;
     put(client, Entropy {}).await?;
     put(client, Action::InstanceStart).await?;
-    runs(client).await
+    is(client, State::Running).await
 }
 
-async fn load(client: &Client, files: &Files) -> std::result::Result<(), Failed> {
+async fn load(client: &Client, files: &Files, paused: bool) -> std::result::Result<(), Failed> {
     let call = LoadSnapshot {
         snapshot_path: &files.state,
         mem_backend: MemoryBackend::File { backend_path: &files.memory },
-        resume_vm: true,
+        resume_vm: !paused,
     };
     put(client, call).await?;
-    runs(client).await
+    is(client, if paused { State::Paused } else { State::Running }).await
 }
 
 /// Started means that it says so itself, not only that the call succeeded.
-async fn runs(client: &Client) -> std::result::Result<(), Failed> {
+async fn is(client: &Client, wanted: State) -> std::result::Result<(), Failed> {
     let failed = |error| Failed { call: "GET /".to_owned(), error };
     match client.instance().await {
-        Ok(instance) if instance.state == State::Running => Ok(()),
+        Ok(instance) if instance.state == wanted => Ok(()),
         Ok(instance) => {
             let said = format!("it says that it is {:?} after its start", instance.state);
             Err(failed(ApiError::Garbled(said)))

@@ -16,7 +16,7 @@ use super::{channel, halt};
 use crate::process::wait_pidfd;
 use crate::snapshot::{About, Files, copy, dig};
 use crate::sockets::Cleanup;
-use crate::{AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, Result, Signal, VmmError, console};
+use crate::{AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console};
 
 /// How long a VMM may take to end.
 const STOP: Duration = Duration::from_secs(10);
@@ -176,12 +176,21 @@ impl Machine for FirecrackerMachine {
         self.change(ChangeState::Resumed).await
     }
 
-    async fn snapshot(&self, dir: &Path) -> Result<()> {
+    async fn is_paused(&self) -> Result<bool> {
+        if self.handle.process.is_stopped() {
+            return Ok(true);
+        }
+        let instance = self.client.instance().await.map_err(|error| self.failed("GET /", &error))?;
+        Ok(instance.state == State::Paused)
+    }
+
+    async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()> {
         if self.handle.layout.vcpu == 0 {
             let why = "an older banger started it".to_owned();
             return Err(VmmError::NoSnapshot { vm: self.vm(), why });
         }
         let dir = std::path::absolute(dir).map_err(VmmError::file("find", dir))?;
+        last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
         if self.quirks.pause_deafens || self.handle.process.is_stopped() {
             self.signal(Signal::CONT)?;
         }

@@ -163,6 +163,7 @@ mod tests {
             log_dir: "/v,1".into(),
             verbose_console: false,
             rescue: false,
+            paused: false,
             memory: MemoryBacking::Anonymous,
         }
     }

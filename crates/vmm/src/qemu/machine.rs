@@ -27,7 +27,7 @@ use crate::snapshot::{About, Files, Layout, copy, make_memory_file};
 use crate::sockets::{self, Cleanup, listen};
 use crate::spawn::{Spawned, Standalone, open_log};
 use crate::{
-    AgentIo, ExitInfo, ExitReason, Machine, MachineHandle, MachineSpec, MemoryBacking, Result, Signal,
+    AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, MachineSpec, MemoryBacking, Result, Signal,
     VmmError, console,
 };
 
@@ -125,7 +125,7 @@ pub(super) async fn launch(
     drop(spec.network.take());
 
     let heard = Arc::<Heard>::default();
-    let connected = begin(&control_socket, &heard, incoming).await;
+    let connected = begin(&control_socket, &heard, incoming, spec.paused).await;
     let connection = match connected {
         Ok(connection) => connection,
         Err(error) => return Err(explain(&spec, spawned, &words, error).await),
@@ -199,13 +199,20 @@ async fn connect(socket: &Path, heard: &Arc<Heard>) -> Result<Qmp, QmpError> {
     Qmp::over(stream, Arc::clone(heard)).await
 }
 
-/// Connects and lets the guest begin, or go on from the state behind a descriptor.
-async fn begin(socket: &Path, heard: &Arc<Heard>, incoming: Option<RawFd>) -> Result<Qmp, QmpError> {
+/// Connects and lets the guest begin, or go on from the state behind a descriptor, unless it is to wait.
+async fn begin(
+    socket: &Path,
+    heard: &Arc<Heard>,
+    incoming: Option<RawFd>,
+    paused: bool,
+) -> Result<Qmp, QmpError> {
     let qmp = connect(socket, heard).await?;
     if let Some(fd) = incoming {
         migration::load(&qmp, fd).await?;
     }
-    qmp.execute("cont").await?;
+    if incoming.is_none() || !paused {
+        qmp.execute("cont").await?;
+    }
     Ok(qmp)
 }
 
@@ -311,11 +318,19 @@ impl Machine for QemuMachine {
         self.command("cont").await
     }
 
-    async fn snapshot(&self, dir: &Path) -> Result<()> {
+    async fn is_paused(&self) -> Result<bool> {
+        let status = self.control.execute(&self.handle.control_socket, "query-status").await;
+        let status = status.map_err(|error| self.failed("query-status", &error))?;
+        self.control.heard.status(&status);
+        Ok(status.get("running").and_then(Value::as_bool) == Some(false))
+    }
+
+    async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()> {
         let Some(memory) = &self.handle.layout.memory_file else {
             let why = "its memory is not in a file".to_owned();
             return Err(VmmError::NoSnapshot { vm: self.handle.name.to_string(), why });
         };
+        last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
         self.command("stop").await?;
         let failed = |error: QmpError| self.failed("snapshot", &error);
         let connection = self.control.connected(&self.handle.control_socket).await.map_err(failed)?;

@@ -92,6 +92,7 @@ impl Bench {
             log_dir: self.logs(),
             verbose_console: false,
             rescue: false,
+            paused: false,
             memory: MemoryBacking::Anonymous,
         }
     }
@@ -130,6 +131,11 @@ impl Drop for Bench {
             let _ = process.signal(banger_vmm::Signal::KILL);
         }
     }
+}
+
+/// Nothing to do before the vCPUs halt.
+pub(crate) fn nothing() -> banger_vmm::Last<'static> {
+    Box::pin(async { Ok(()) })
 }
 
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use banger_model::{Error, ErrorCode};
 use banger_vmm::{DiskRole, ExitReason, MachineSpec, NetDevice, Signal, VmmError, console, process};
 
-use crate::bench::{Bench, Subject, console_says, mode, read, soon, until};
+use crate::bench::{Bench, Subject, console_says, mode, nothing, read, soon, until};
 use crate::{Scenario, guest, scenarios};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -183,7 +183,7 @@ async fn a_snapshot_goes_on_elsewhere_and_more_than_once(subject: Subject) {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("snapshot");
     fs::create_dir(&dir).unwrap();
-    soon(machine.snapshot(&dir)).await.unwrap();
+    soon(machine.snapshot(&dir, nothing())).await.unwrap();
     let then = last_number(&first);
     // Then the files are private and sparse
     for entry in fs::read_dir(&dir).unwrap() {
@@ -226,7 +226,7 @@ async fn a_snapshot_of_something_else_is_refused(subject: Subject) {
     let first = Bench::new(&subject);
     let machine = soon(subject.driver.launch(first.template(&guest::count()))).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    soon(machine.snapshot(dir.path())).await.unwrap();
+    soon(machine.snapshot(dir.path(), nothing())).await.unwrap();
     soon(machine.stop()).await.unwrap();
     let other = Bench::new(&subject);
     let mut larger = other.spec(&guest::idle());
@@ -256,7 +256,7 @@ async fn a_snapshot_that_fails_leaves_nothing_and_the_machine_goes_on(subject: S
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("state"), "mine").unwrap();
     for place in [dir.path().join("absent"), dir.path().to_owned()] {
-        assert!(soon(machine.snapshot(&place)).await.is_err());
+        assert!(soon(machine.snapshot(&place, nothing())).await.is_err());
     }
     assert_eq!(read(&dir.path().join("state")), "mine");
     assert!(!dir.path().join("memory").exists() && !dir.path().join("snapshot.json").exists());
@@ -266,7 +266,7 @@ async fn a_snapshot_that_fails_leaves_nothing_and_the_machine_goes_on(subject: S
     // And a driver that wants it prepared says so
     if subject.wants_memory_file {
         let machine = bench.launch(&guest::count()).await;
-        let error = soon(machine.snapshot(dir.path())).await.unwrap_err();
+        let error = soon(machine.snapshot(dir.path(), nothing())).await.unwrap_err();
         assert!(matches!(error, VmmError::NoSnapshot { .. }), "{error:?}");
         counts_beyond(&bench, last_number(&bench) + 2).await;
         soon(machine.stop()).await.unwrap();

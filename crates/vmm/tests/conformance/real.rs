@@ -14,7 +14,7 @@ use banger_testkit::Seed;
 use banger_vmm::{Disk, DiskRole, ExitReason, Machine, MachineSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::bench::{Bench, Subject, read, soon};
+use crate::bench::{Bench, Subject, nothing, read, soon};
 use crate::{Scenario, scenarios};
 
 /// Software emulation on a busy host is slow.
@@ -229,7 +229,7 @@ async fn a_snapshot_answers_wherever_it_goes_on(subject: Subject) {
     says(&session, "echo before > /etc/mark; sync").await;
     drop(session);
     let dir = tempfile::tempdir().unwrap();
-    soon(machine.snapshot(dir.path())).await.unwrap();
+    soon(machine.snapshot(dir.path(), nothing())).await.unwrap();
     let disk = dir.path().join("system.img");
     fs::copy(first.files().join("system.img"), &disk).unwrap();
     // Given a template that goes on as well

@@ -84,6 +84,7 @@ fn spec(dir: &Path) -> MachineSpec {
         log_dir: dir.to_owned(),
         verbose_console: false,
         rescue: false,
+        paused: false,
         memory: banger_vmm::MemoryBacking::Anonymous,
     }
 }
