@@ -101,6 +101,27 @@ impl Making {
         .await
     }
 
+    /// Sees to it that the disk is there, with the content of a snapshot's.
+    pub(super) async fn copy(&self, from: PathBuf, path: PathBuf) -> Result<()> {
+        let state = self.state.clone();
+        blocking(move || {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.abandoned {
+                return Err(crate::op::cancelled());
+            }
+            if let Some(dir) = path.parent() {
+                make_dir(dir)?;
+            }
+            let next = half(&path);
+            remove_file(&next)?;
+            VmDisk::copy(&from, &next)?;
+            std::fs::rename(&next, &path).map_err(|e| failed("name", &path, &e))?;
+            state.made = true;
+            Ok(())
+        })
+        .await
+    }
+
     /// Removes what was made, and what was half made.
     pub(super) async fn undo(&self, path: PathBuf) -> Result<()> {
         let state = self.state.clone();

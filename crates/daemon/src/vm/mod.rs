@@ -12,6 +12,7 @@
 //! | `live` | machines that run: agent session, and what happens when one ends |
 //! | `reconcile` | what a new daemon makes of what an old one left |
 //! | `space` | machines that wait for space on the host's disk |
+//! | `snapshot` | a directory that a VM can go on from |
 //! | `handles` | what must be torn down although nobody remembers it |
 //!
 //! A VM's lock is held over a lifecycle operation, never over guest I/O.
@@ -23,6 +24,7 @@ mod disk;
 mod handles;
 mod live;
 mod reconcile;
+mod snapshot;
 mod space;
 mod start;
 mod stop;

@@ -1,28 +1,50 @@
 //! Start: a table of steps. Each has a name, what it does and how it is undone. When a step fails,
-//! it and all before it are undone in reverse order, every undo runs, and the errors are joined.
+//! it and all before it are undone in reverse order, every undo runs, and the errors are joined. A VM boots, or goes on
+//! from where another one was: see [`Origin`].
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use banger_channel::Session;
 use banger_image::DiskUse;
 use banger_image::kernel::BootFiles;
-use banger_model::{Boot, BootKind, Error, ErrorCode, LastError, Result, Vm, VmState};
+use banger_model::{Boot, Error, ErrorCode, LastError, Result, Vm, VmState};
 use banger_protocol::agent::{AgentHello, Request};
-use banger_vmm::{Disk, DiskRole, ExitInfo, Machine, MachineSpec};
+use banger_vmm::Machine;
 use futures_util::future::BoxFuture;
 
 use super::capability::{self, Context, Hooks, StepName};
 use super::disk;
 use super::handles::Handles;
-use super::live::{boot_failed, console_of, greet, mark_boot};
 use super::reconcile::directory_gone;
+use super::snapshot::Snapshot;
 use super::teardown;
 use super::{VmLock, Vms};
 use crate::op::Op;
 
+mod launch;
 mod rescue;
+
+pub(super) use launch::RESTORED;
+
+/// Where a start begins.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Origin {
+    /// The kernel's first instruction.
+    #[default]
+    Boot,
+    /// Where another VM was, or this one some time ago.
+    Restore(Snapshot),
+}
+
+impl Origin {
+    fn snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Boot => None,
+            Self::Restore(snapshot) => Some(snapshot),
+        }
+    }
+}
 
 /// What the steps of one start share.
 struct Start<'a> {
@@ -37,6 +59,7 @@ struct Start<'a> {
     machine: Option<Arc<dyn Machine>>,
     agent: Option<(Session, AgentHello)>,
     boot: Option<Boot>,
+    origin: Origin,
     /// Only the agent is started, and the record is not touched: see [`rescue`].
     rescue: bool,
 }
@@ -146,13 +169,25 @@ impl Vms {
         self.start_locked(op, vm, &lock).await
     }
 
-    /// Starts a VM whose lock is held.
-    pub(super) async fn start_locked(self: &Arc<Self>, op: &Op, vm: Vm, _lock: &VmLock) -> Result<Vm> {
+    /// Boots a VM whose lock is held.
+    pub(super) async fn start_locked(self: &Arc<Self>, op: &Op, vm: Vm, lock: &VmLock) -> Result<Vm> {
+        self.start_from(op, vm, lock, Origin::Boot).await
+    }
+
+    /// Starts a VM whose lock is held. One that goes on from a snapshot has no disks yet: it gets those of the
+    /// snapshot.
+    pub(super) async fn start_from(
+        self: &Arc<Self>,
+        op: &Op,
+        vm: Vm,
+        _lock: &VmLock,
+        origin: Origin,
+    ) -> Result<Vm> {
         let id = vm.id.clone();
         // Whatever an earlier run left (a VMM whose end nobody saw) goes first.
         op.about(&vm.name);
         self.tear_down(op, &id).await?;
-        let mut start = Start::new(op, vm);
+        let mut start = Start::new(op, vm, origin);
         let outcome = self.run_steps(&mut start).await;
         let Err(error) = outcome else {
             return self.store.vm(&id)?.ok_or_else(|| Error::internal("a started VM has no record"));
@@ -253,7 +288,11 @@ impl Vms {
             return Err(directory_gone(vm, &dir));
         }
         self.artifacts.image_file(&vm.image_digest)?;
-        start.files = Some(self.artifacts.boot_files(&vm.kernel).await?);
+        let files = self.artifacts.boot_files(&vm.kernel).await?;
+        if let Some(snapshot) = start.origin.snapshot() {
+            snapshot.check(vm, &files)?;
+        }
+        start.files = Some(files);
         for index in 0..start.plugged.len() {
             if let Some((hooks, cx)) = start.capability(self, index) {
                 hooks.preflight(cx).await?;
@@ -265,7 +304,11 @@ impl Vms {
     async fn make_disk(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let dir = self.dirs.state.vm(&start.vm.id);
         disk::remove_stale_systems(&dir, &start.vm)?;
-        start.disk.make(disk::system(&dir, &start.vm), start.vm.shape.disk, DiskUse::System).await
+        let path = disk::system(&dir, &start.vm);
+        match start.origin.snapshot() {
+            None => start.disk.make(path, start.vm.shape.disk, DiskUse::System).await,
+            Some(snapshot) => start.disk.copy(Snapshot::system_disk(snapshot.dir()), path).await,
+        }
     }
 
     async fn unmake_disk(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
@@ -275,117 +318,6 @@ impl Vms {
     async fn make_runtime_dir(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         make_dir(&self.dirs.runtime.vm(&start.vm.id))?;
         self.save_handles(start)
-    }
-
-    async fn launch(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        self.launch_machine(start, false).await
-    }
-
-    async fn launch_machine(self: &Arc<Self>, start: &mut Start<'_>, verbose_console: bool) -> Result<()> {
-        let vm = &start.vm;
-        let dir = self.dirs.state.vm(&vm.id);
-        let log_dir = self.log_dir(start);
-        make_dir(&log_dir)?;
-        mark_boot(&log_dir)?;
-        let files = start.files.as_ref().ok_or_else(|| Error::internal("no boot files"))?;
-        let image = self.artifacts.image_file(&vm.image_digest)?;
-        let fs = banger_model::RootFsType::Squashfs;
-        let mut disks = vec![
-            Disk { role: DiskRole::Base { fs }, path: image, read_only: true },
-            Disk { role: DiskRole::System, path: disk::system(&dir, vm), read_only: false },
-        ];
-        if let Some(path) = files.modules.clone() {
-            disks.push(Disk { role: DiskRole::Modules, path, read_only: true });
-        }
-        let mut spec = MachineSpec {
-            id: vm.id.clone(),
-            name: vm.name.clone(),
-            shape: vm.shape,
-            accel: vm.accel.unwrap_or(banger_model::Accel::Tcg),
-            kernel: files.kernel.clone(),
-            initramfs: files.initramfs.clone(),
-            disks,
-            network: None,
-            runtime_dir: self.dirs.runtime.vm(&vm.id),
-            log_dir,
-            verbose_console,
-            rescue: start.rescue,
-            paused: false,
-            memory: banger_vmm::MemoryBacking::Anonymous,
-        };
-        for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
-            if start.rescue && !capability.in_rescue {
-                continue;
-            }
-            hooks.contribute_to_machine(vm, &mut spec)?;
-        }
-        let machine = self.driver(vm.driver)?.launch(spec).await?;
-        start.handles.machine = Some(machine.handle().clone());
-        start.machine = Some(machine);
-        self.save_handles(start)
-    }
-
-    /// Waits for the agent's answer. A boot that says nothing until the limit is ended and tried
-    /// once more with the kernel's messages on the console: emulated machines hang now and then
-    /// before their first instruction (FACTS). One that ends by itself is not tried again.
-    async fn await_agent(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        let limit = self.config.boot_timeout.value;
-        if !self.answered(start, limit).await? {
-            tracing::warn!(vm = %start.vm.name, "the guest said nothing; booting it once more");
-            start.op.notice(format!(
-                "VM '{}' gave no sign of life within {} s: trying once more",
-                start.vm.name,
-                limit.as_secs()
-            ));
-            self.tear_down(start.op, &start.vm.id).await?;
-            start.handles = Handles::default();
-            self.make_runtime_dir(start).await?;
-            for (index, capability) in capability::ALL.iter().enumerate() {
-                if !start.rescue || capability.in_rescue {
-                    self.prepare_host(start, index).await?;
-                }
-            }
-            self.launch_machine(start, true).await?;
-            if !self.answered(start, limit).await? {
-                let tail = console_of(self.log_dir(start)).await.lines;
-                return Err(boot_failed(
-                    &start.vm,
-                    &format!("its agent did not answer within {} s, twice", limit.as_secs()),
-                    &tail,
-                ));
-            }
-        }
-        let ready_ms = u64::try_from(start.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        start.boot = Some(Boot { kind: BootKind::Cold, ready_ms });
-        Ok(())
-    }
-
-    /// Whether the agent answered in time; an error when the machine ended instead.
-    async fn answered(self: &Arc<Self>, start: &mut Start<'_>, limit: Duration) -> Result<bool> {
-        let machine = start.machine.clone().ok_or_else(|| Error::internal("no machine"))?;
-        tokio::select! {
-            biased;
-            greeted = tokio::time::timeout(limit, greet(&*machine)) => match greeted {
-                Ok(Ok(agent)) => {
-                    start.agent = Some(agent);
-                    Ok(true)
-                }
-                Ok(Err(error)) => {
-                    // The channel breaks when the VMM ends; then its end is the story.
-                    match tokio::time::timeout(Duration::from_secs(1), machine.wait()).await {
-                        Ok(exit) => Err(self.ended_in_boot(start, &exit).await),
-                        Err(_) => Err(error),
-                    }
-                }
-                Err(_) => Ok(false),
-            },
-            exit = machine.wait() => Err(self.ended_in_boot(start, &exit).await),
-        }
-    }
-
-    async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
-        let tail = console_of(self.log_dir(start)).await.lines;
-        boot_failed(&start.vm, exit.reason.as_str(), &tail)
     }
 
     /// A workspace that was copied in to be read only is mounted so in every boot.
@@ -413,12 +345,6 @@ impl Vms {
         Ok(())
     }
 
-    /// Where the machine's logs go; a rescue leaves those of the boot that failed alone.
-    fn log_dir(&self, start: &Start<'_>) -> PathBuf {
-        let dir = self.dirs.state.vm(&start.vm.id);
-        if start.rescue { dir.join(rescue::DIR) } else { dir }
-    }
-
     fn save_handles(&self, start: &Start<'_>) -> Result<()> {
         let dir = self.dirs.state.vm(&start.vm.id);
         start.handles.save(&dir).map_err(|e| failed("write handles.json in", &dir, &e))
@@ -426,7 +352,7 @@ impl Vms {
 }
 
 impl<'a> Start<'a> {
-    fn new(op: &'a Op, vm: Vm) -> Self {
+    fn new(op: &'a Op, vm: Vm, origin: Origin) -> Self {
         Self {
             op,
             vm,
@@ -438,6 +364,7 @@ impl<'a> Start<'a> {
             machine: None,
             agent: None,
             boot: None,
+            origin,
             rescue: false,
         }
     }
@@ -449,7 +376,8 @@ impl<'a> Start<'a> {
         index: usize,
     ) -> Option<(&'s mut Box<dyn Hooks>, Context<'s>)> {
         let hooks = self.plugged.get_mut(index)?;
-        Some((hooks, Context { vms, vm: &self.vm, handles: &mut self.handles }))
+        let (vm, handles, snapshot) = (&self.vm, &mut self.handles, self.origin.snapshot());
+        Some((hooks, Context { vms, vm, handles, snapshot }))
     }
 }
 

@@ -12,7 +12,7 @@ use banger_vmm::process::{ProcessId, find_marked};
 use super::Vms;
 use super::capability;
 use super::handles::Handles;
-use super::start::failed;
+use super::start::{RESTORED, failed};
 use crate::op::Op;
 
 /// How long a process has to be gone after SIGKILL.
@@ -51,7 +51,12 @@ impl Vms {
             };
             note(self.step(op, id, &name, release).await);
         }
-        let sockets = async { remove_tree(&self.dirs.runtime.vm(id)) };
+        // And the memory that a restored machine had mapped.
+        let sockets = async {
+            let (sockets, memory) =
+                (remove_tree(&self.dirs.runtime.vm(id)), remove_tree(&dir.join(RESTORED)));
+            sockets.and(memory)
+        };
         note(self.step(op, id, "sockets", sockets).await);
         // The handles go last, and only when nothing they name is left.
         let whole = errors.is_empty();

@@ -39,4 +39,6 @@ pub struct BootFiles {
     pub modules: Option<PathBuf>,
     /// `uname -r`.
     pub release: String,
+    /// Equal only for the same kernel with the same modules; of the agent the initramfs' name tells.
+    pub identity: String,
 }

@@ -178,11 +178,20 @@ impl KernelStore {
     pub fn boot_files(&self, name: &KernelName, agent: &Path) -> Result<BootFiles> {
         let kernel = self.get(name)?;
         let home = self.home(name);
+        let modules = kernel.has_modules.then(|| home.join(MODULES));
+        let mut identity = kernel.digest.as_str().to_owned();
+        if let Some(path) = &modules {
+            // Their content was never hashed, and a file that takes their place is another one.
+            let meta = std::fs::metadata(path).map_err(ImageError::io("look at", path))?;
+            let (ino, size, mtime, nsec) = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
+            identity = format!("{identity} {ino}-{size}-{mtime}.{nsec}");
+        }
         Ok(BootFiles {
             kernel: home.join(KERNEL),
             initramfs: self.initramfs(name, agent)?,
-            modules: kernel.has_modules.then(|| home.join(MODULES)),
+            modules,
             release: kernel.release,
+            identity,
         })
     }
 

@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 
 use super::Vms;
 use super::handles::Handles;
+use super::snapshot::Snapshot;
 
 pub(super) use work_disk::has_homes;
 
@@ -69,6 +70,8 @@ pub(super) struct Context<'a> {
     pub(super) vm: &'a Vm,
     /// What will have to be torn down; the caller writes it to disk after the hook.
     pub(super) handles: &'a mut Handles,
+    /// Where it goes on from, if it does not boot.
+    pub(super) snapshot: Option<&'a Snapshot>,
 }
 
 /// One ability during one start. A hook that has nothing to do for this VM does nothing.

@@ -13,6 +13,7 @@ use super::{Capability, Context, Hooks, StepName};
 use crate::artifacts::blocking;
 use crate::vm::Vms;
 use crate::vm::disk::{self, Making, WORK};
+use crate::vm::snapshot::Snapshot;
 use crate::vm::start::{failed, make_dir};
 
 pub(super) const CAPABILITY: Capability = Capability {
@@ -38,6 +39,9 @@ impl Hooks for WorkDisk {
             let Some(size) = cx.vm.work_disk else { return Ok(()) };
             let path = cx.vms.dirs.state.vm(&cx.vm.id).join(WORK);
             self.path = Some(path.clone());
+            if let Some(snapshot) = cx.snapshot {
+                return self.making.copy(Snapshot::work_disk(snapshot.dir()), path).await;
+            }
             if !path.exists() {
                 note_making(cx.vm, &path)?;
             }

@@ -1,0 +1,155 @@
+//! The machine of a start: what it consists of, launched or restored, and the wait for its agent. Must never record
+//! anything about the VM but its handles.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_model::{Accel, Boot, BootKind, Error, Result, RootFsType};
+use banger_vmm::{Disk, DiskRole, ExitInfo, MachineSpec};
+
+use super::super::capability;
+use super::super::disk;
+use super::super::handles::Handles;
+use super::super::live::{boot_failed, console_of, greet, mark_boot};
+use super::{Start, Vms, make_dir, rescue};
+use crate::artifacts::blocking;
+
+/// How long a restored guest's agent may take to answer: it did before.
+const REANSWER: Duration = Duration::from_secs(15);
+/// Where a restored machine's memory is, below the VM's directory: hard links that nobody else removes.
+pub(in crate::vm) const RESTORED: &str = "restored";
+
+impl Vms {
+    pub(super) async fn launch(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
+        self.launch_machine(start, false).await
+    }
+
+    async fn launch_machine(self: &Arc<Self>, start: &mut Start<'_>, verbose_console: bool) -> Result<()> {
+        let vm = &start.vm;
+        let dir = self.dirs.state.vm(&vm.id);
+        let log_dir = self.log_dir(start);
+        make_dir(&log_dir)?;
+        mark_boot(&log_dir)?;
+        let files = start.files.as_ref().ok_or_else(|| Error::internal("no boot files"))?;
+        let image = self.artifacts.image_file(&vm.image_digest)?;
+        let fs = RootFsType::Squashfs;
+        let mut disks = vec![
+            Disk { role: DiskRole::Base { fs }, path: image, read_only: true },
+            Disk { role: DiskRole::System, path: disk::system(&dir, vm), read_only: false },
+        ];
+        if let Some(path) = files.modules.clone() {
+            disks.push(Disk { role: DiskRole::Modules, path, read_only: true });
+        }
+        let mut spec = MachineSpec {
+            id: vm.id.clone(),
+            name: vm.name.clone(),
+            shape: vm.shape,
+            accel: vm.accel.unwrap_or(Accel::Tcg),
+            kernel: files.kernel.clone(),
+            initramfs: files.initramfs.clone(),
+            disks,
+            network: None,
+            runtime_dir: self.dirs.runtime.vm(&vm.id),
+            log_dir,
+            verbose_console,
+            rescue: start.rescue,
+            paused: false,
+            memory: banger_vmm::MemoryBacking::Anonymous,
+        };
+        for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
+            if start.rescue && !capability.in_rescue {
+                continue;
+            }
+            hooks.contribute_to_machine(vm, &mut spec)?;
+        }
+        let driver = self.driver(vm.driver)?;
+        let machine = match start.origin.snapshot().cloned() {
+            None => driver.launch(spec).await?,
+            Some(snapshot) => {
+                let links = dir.join(RESTORED);
+                let linked = links.clone();
+                blocking(move || snapshot.link(&linked)).await?;
+                driver.restore(spec, &links).await?
+            }
+        };
+        start.handles.machine = Some(machine.handle().clone());
+        start.machine = Some(machine);
+        self.save_handles(start)
+    }
+
+    /// Waits for the agent's answer. A boot that says nothing until the limit is ended and tried
+    /// once more with the kernel's messages on the console: emulated machines hang now and then
+    /// before their first instruction (FACTS). One that ends by itself is not tried again.
+    pub(super) async fn await_agent(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
+        let restored = start.origin.snapshot().is_some();
+        let limit = if restored { REANSWER } else { self.config.boot_timeout.value };
+        let answered = self.answered(start, limit).await?;
+        if !answered && restored {
+            let why = format!("its agent did not answer within {} s after it was restored", limit.as_secs());
+            return Err(boot_failed(&start.vm, &why, &[]));
+        }
+        if !answered {
+            tracing::warn!(vm = %start.vm.name, "the guest said nothing; booting it once more");
+            start.op.notice(format!(
+                "VM '{}' gave no sign of life within {} s: trying once more",
+                start.vm.name,
+                limit.as_secs()
+            ));
+            self.tear_down(start.op, &start.vm.id).await?;
+            start.handles = Handles::default();
+            self.make_runtime_dir(start).await?;
+            for (index, capability) in capability::ALL.iter().enumerate() {
+                if !start.rescue || capability.in_rescue {
+                    self.prepare_host(start, index).await?;
+                }
+            }
+            self.launch_machine(start, true).await?;
+            if !self.answered(start, limit).await? {
+                let tail = console_of(self.log_dir(start)).await.lines;
+                return Err(boot_failed(
+                    &start.vm,
+                    &format!("its agent did not answer within {} s, twice", limit.as_secs()),
+                    &tail,
+                ));
+            }
+        }
+        let ready_ms = u64::try_from(start.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        start.boot = Some(Boot { kind: if restored { BootKind::Warm } else { BootKind::Cold }, ready_ms });
+        Ok(())
+    }
+
+    /// Whether the agent answered in time; an error when the machine ended instead.
+    async fn answered(self: &Arc<Self>, start: &mut Start<'_>, limit: Duration) -> Result<bool> {
+        let machine = start.machine.clone().ok_or_else(|| Error::internal("no machine"))?;
+        tokio::select! {
+            biased;
+            greeted = tokio::time::timeout(limit, greet(&*machine)) => match greeted {
+                Ok(Ok(agent)) => {
+                    start.agent = Some(agent);
+                    Ok(true)
+                }
+                Ok(Err(error)) => {
+                    // The channel breaks when the VMM ends; then its end is the story.
+                    match tokio::time::timeout(Duration::from_secs(1), machine.wait()).await {
+                        Ok(exit) => Err(self.ended_in_boot(start, &exit).await),
+                        Err(_) => Err(error),
+                    }
+                }
+                Err(_) => Ok(false),
+            },
+            exit = machine.wait() => Err(self.ended_in_boot(start, &exit).await),
+        }
+    }
+
+    pub(super) async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
+        let tail = console_of(self.log_dir(start)).await.lines;
+        boot_failed(&start.vm, exit.reason.as_str(), &tail)
+    }
+
+    /// Where the machine's logs go; a rescue leaves those of the boot that failed alone.
+    pub(super) fn log_dir(&self, start: &Start<'_>) -> PathBuf {
+        let dir = self.dirs.state.vm(&start.vm.id);
+        if start.rescue { dir.join(rescue::DIR) } else { dir }
+    }
+}
