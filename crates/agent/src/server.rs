@@ -156,6 +156,9 @@ impl Handler for Agent {
                 })
                 .await
             }
+            Request::Freeze | Request::Thaw { .. } => {
+                Err(Error::new(ErrorCode::Unsupported, "this agent cannot freeze its guest yet"))
+            }
             Request::SetTime { .. }
             | Request::AddEntropy { .. }
             | Request::ConfigureNetwork(_)

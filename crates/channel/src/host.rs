@@ -9,7 +9,7 @@ use std::task::{self, Poll};
 use banger_model::{ErrorCode, OpId};
 use banger_protocol::agent::frame::{ACK_MAGIC, Kind, Lane, Nonce, flush_and_sync, token};
 use banger_protocol::agent::{
-    AgentHello, Context, Control, ExitStatus, HostHello, Reply, Request, VERSION, decode, encode,
+    AgentHello, Context, Control, ExitStatus, HostHello, Identity, Reply, Request, VERSION, decode, encode,
     encode_opening,
 };
 use bytes::{Bytes, BytesMut};
@@ -130,17 +130,27 @@ impl Session {
     }
 
     /// Exchanges introductions. An agent of another minor version is spoken to as far as it goes: from here on a
-    /// request that it did not announce is refused before it is sent.
+    /// request that it did not announce is refused before it is sent. A guest that was restored gets its identity with it.
     ///
     /// # Errors
-    /// [`ChannelError::Incompatible`] when the agent is of another major version.
-    pub async fn hello(&self, unix_ns: i64, entropy: Vec<u8>) -> Result<AgentHello, ChannelError> {
+    /// [`ChannelError::Incompatible`] when the agent is of another major version, [`ChannelError::TooOld`] when it took
+    /// no notice of the identity.
+    pub async fn hello(
+        &self,
+        unix_ns: i64,
+        entropy: Vec<u8>,
+        identity: Option<Identity>,
+    ) -> Result<AgentHello, ChannelError> {
         let apart = |theirs: String| {
             let message = format!("the agent in the guest speaks protocol {theirs}, this banger {VERSION}");
             ChannelError::Incompatible(message)
         };
-        match self.call(&Request::Hello(HostHello { version: VERSION, unix_ns, entropy })).await {
+        let needs_identity = identity.is_some();
+        match self.call(&Request::Hello(HostHello { version: VERSION, unix_ns, entropy, identity })).await {
             Ok(Reply::Hello(agent)) if agent.version.major == VERSION.major => {
+                if needs_identity && !agent.capabilities.iter().any(|name| name == "freeze") {
+                    return Err(ChannelError::TooOld { request: "identity", agent: agent.agent });
+                }
                 Ok(self.shared.agent.get_or_init(|| agent).clone())
             }
             Ok(Reply::Hello(agent)) => Err(apart(agent.version.to_string())),

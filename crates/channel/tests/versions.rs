@@ -14,7 +14,7 @@ use banger_protocol::agent::frame::{
     token,
 };
 use banger_protocol::agent::{
-    AgentHello, ExecSpec, ExitStatus, InitKind, Reply, Request, ScanSpec, ShutdownMode, VERSION,
+    AgentHello, ExecSpec, ExitStatus, Identity, InitKind, Reply, Request, ScanSpec, ShutdownMode, VERSION,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
@@ -103,7 +103,7 @@ fn an_agent_of_the_first_release_is_understood() {
         tokio::spawn(agent_of_then(guest));
         // When we begin a session with it
         let session = Session::connect(host, NONCE).await.unwrap();
-        let agent = session.hello(1, vec![7; 64]).await.unwrap();
+        let agent = session.hello(1, vec![7; 64], None).await.unwrap();
         // Then it is what it said it is
         assert_eq!(agent.version, ProtocolVersion { major: 1, minor: 0 });
         assert_eq!((agent.agent.as_str(), agent.init), ("0.1.0", InitKind::Image));
@@ -177,7 +177,7 @@ impl Agent {
         let (host, guest) = duplex(1 << 16);
         tokio::spawn(serve(guest, self.clone()));
         let session = Session::connect(host, NONCE).await.unwrap();
-        let hello = session.hello(0, Vec::new()).await;
+        let hello = session.hello(0, Vec::new(), None).await;
         (session, hello)
     }
 }
@@ -262,6 +262,24 @@ fn an_agent_is_asked_for_nothing_that_it_did_not_announce() {
 }
 
 #[test]
+fn a_restored_guest_whose_agent_took_no_notice_of_its_identity_is_refused() {
+    within(async {
+        let identity = Identity { hostname: "calm-otter".into(), machine_id: None, network: None };
+        for (knows, fine) in [(&["hello", "exec"][..], false), (Request::NAMES, true)] {
+            let agent = Agent::new(VERSION.major, 1, knows);
+            let (host, guest) = duplex(1 << 16);
+            tokio::spawn(serve(guest, agent.clone()));
+            let session = Session::connect(host, NONCE).await.unwrap();
+            let answer = session.hello(0, Vec::new(), Some(identity.clone())).await;
+            assert_eq!(answer.is_ok(), fine, "{answer:?}");
+            assert!(
+                matches!(&agent.asked()[0], Request::Hello(host) if host.identity.as_ref() == Some(&identity))
+            );
+        }
+    });
+}
+
+#[test]
 fn an_agent_of_a_newer_minor_version_is_spoken_to_and_one_of_another_major_is_refused() {
     within(async {
         let (session, hello) = Agent::new(VERSION.major, VERSION.minor + 7, Request::NAMES).greeted().await;
@@ -294,7 +312,7 @@ fn an_agent_that_refuses_us_is_reported_with_what_to_do() {
         let (host, guest) = duplex(1 << 16);
         tokio::spawn(serve(guest, Refuses));
         let session = Session::connect(host, NONCE).await.unwrap();
-        let error = session.hello(0, Vec::new()).await.unwrap_err();
+        let error = session.hello(0, Vec::new(), None).await.unwrap_err();
         assert!(
             matches!(&error, ChannelError::Incompatible(message) if message.contains("2.0")),
             "{error:?}"

@@ -18,9 +18,9 @@ fn golden(name: &str) -> Vec<u8> {
 }
 
 /// The messages in a golden session, with whether they open a stream.
-fn messages(side: &str) -> Vec<(bool, Vec<u8>)> {
+fn messages(session: &str) -> Vec<(bool, Vec<u8>)> {
     let nonce = *b"0123456789abcdef";
-    let all = golden(&format!("agent-1.0.{side}.bin"));
+    let all = golden(&format!("agent-{session}.bin"));
     let begin = all.windows(nonce.len()).position(|w| w == nonce).unwrap() + nonce.len();
     let mut rest = all.get(begin..).unwrap();
     let mut found = Vec::new();
@@ -79,7 +79,7 @@ fn survives<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
 
 #[test]
 fn messages_of_the_agent_channel_lose_nothing() {
-    let (host, guest) = (messages("host"), messages("guest"));
+    let (host, guest) = (messages("1.0.host"), messages("1.0.guest"));
     assert_eq!((host.len(), guest.len()), (14, 9));
     for (opens, bytes) in host {
         if opens { survives::<Request>(&bytes) } else { survives::<Control>(&bytes) }
@@ -87,6 +87,32 @@ fn messages_of_the_agent_channel_lose_nothing() {
     for (_, bytes) in guest {
         survives::<Reply>(&bytes);
     }
+}
+
+/// 1.2: a host tells a restored guest who it is, then freezes and thaws it.
+#[test]
+fn an_identity_is_what_it_was_and_older_hosts_have_none() {
+    let host = messages("1.2.host");
+    assert_eq!(host.len(), 4);
+    for (_, bytes) in &host {
+        survives::<Request>(bytes);
+    }
+    let hello = |bytes: &[u8]| match decode(bytes).unwrap() {
+        Request::Hello(hello) => hello,
+        other => panic!("{other:?}"),
+    };
+    let identity = hello(&host[0].1).identity.unwrap();
+    assert_eq!(identity.hostname, "calm-otter");
+    assert_eq!(identity.machine_id.as_deref(), Some("00112233445566778899aabbccddeeff"));
+    assert_eq!(identity.network.unwrap().mac, "52:54:00:00:00:01");
+    let identity = hello(&host[1].1).identity.unwrap();
+    assert_eq!((identity.machine_id, identity.network), (None, None));
+    assert_eq!(decode::<Request>(&host[2].1).unwrap(), Request::Freeze);
+    assert_eq!(decode::<Request>(&host[3].1).unwrap(), Request::Thaw { unix_ns: 1_795_267_200_000_000_000 });
+    // One that has none says the same as before.
+    let first = hello(&messages("1.0.host")[0].1);
+    assert_eq!(first.identity, None);
+    assert!(!encode(&first).unwrap().windows(8).any(|w| w == b"identity"));
 }
 
 #[test]

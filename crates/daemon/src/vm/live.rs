@@ -77,7 +77,7 @@ pub(crate) async fn greet(machine: &dyn Machine) -> Result<(Session, AgentHello)
     let io = machine.connect_agent().await?;
     let session = Session::connect(io, random_bytes()).await?;
     let unix_ns = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-    let agent = session.hello(unix_ns, random_bytes::<64>().to_vec()).await?;
+    let agent = session.hello(unix_ns, random_bytes::<64>().to_vec(), None).await?;
     if agent.version != VERSION {
         tracing::info!(theirs = %agent.version, ours = %VERSION, agent = agent.agent, "an agent of another version");
     }

@@ -53,6 +53,16 @@ pub enum Request {
     ConfigureNetwork(NetworkConfig),
     /// Flush all file systems. Answer: [`Reply::Done`].
     Sync,
+    /// Let every process of the guest but the agent stand still, until [`Request::Thaw`] or another session's
+    /// [`Request::Hello`], so that its memory can be copied. Commands that are asked for meanwhile begin after it.
+    /// When this session ends first, its commands go on if the next one brings an [`Identity`], without anybody who
+    /// listens; else they are hung up. Answer: [`Reply::Done`] when all stand still; after an error all go on.
+    Freeze,
+    /// Set the wall clock, then let all processes go on. Answer: [`Reply::Done`].
+    Thaw {
+        /// Nanoseconds since the Unix epoch.
+        unix_ns: i64,
+    },
     /// Power off or reboot in good order. Answer: [`Reply::Done`] when it has begun.
     Shutdown {
         /// Which.
@@ -75,6 +85,8 @@ impl Request {
         "add_entropy",
         "configure_network",
         "sync",
+        "freeze",
+        "thaw",
         "shutdown",
     ];
 
@@ -94,6 +106,8 @@ impl Request {
             Self::AddEntropy { .. } => "add_entropy",
             Self::ConfigureNetwork(_) => "configure_network",
             Self::Sync => "sync",
+            Self::Freeze => "freeze",
+            Self::Thaw { .. } => "thaw",
             Self::Shutdown { .. } => "shutdown",
         }
     }
@@ -181,6 +195,23 @@ pub struct HostHello {
     /// Fresh random bytes for the kernel's pool.
     #[serde(with = "serde_bytes")]
     pub entropy: Vec<u8>,
+    /// Since 1.2: who the guest is from now on. It has been restored from a copy of some machine's memory, and takes
+    /// this on before it answers and before any of its processes goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+}
+
+/// What makes a restored guest a machine of its own. Besides, its random numbers begin anew, its clock is set to
+/// [`HostHello::unix_ns`], its processes go on, and then the image's hooks in `/etc/banger/restored.d` are run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The machine's name.
+    pub hostname: String,
+    /// A new machine id, 32 lower-case hexadecimal digits: the guest is another machine than the one that was copied,
+    /// and gets ssh host keys of its own, too. Absent when it is the same one, restored from a snapshot of itself.
+    pub machine_id: Option<String>,
+    /// Its network; absent when it has no device for one.
+    pub network: Option<NetworkConfig>,
 }
 
 /// The agent's introduction.
@@ -345,9 +376,10 @@ pub struct ScanSummary {
 }
 
 /// The guest's side of a network.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {
-    /// The device's MAC address, to find it by: `52:54:00:…`.
+    /// The device's MAC address: `52:54:00:…`. Since 1.2 a device that has another one, which it was copied with, gets
+    /// this.
     pub mac: String,
     /// IPv4 address with prefix length, such as `10.0.2.15/24`.
     pub address: String,

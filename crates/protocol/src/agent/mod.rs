@@ -12,11 +12,12 @@ pub mod touched;
 use crate::ProtocolVersion;
 
 pub use message::{
-    AgentHello, CompareSpec, Compared, Context, Control, CopyIn, ExecSpec, ExitStatus, HostHello, InitKind,
-    NetworkConfig, Place, Reply, Request, ScanSpec, ScanSummary, ShutdownMode, TermSize, UnpackSpec, decode,
-    decode_opening, encode, encode_opening,
+    AgentHello, CompareSpec, Compared, Context, Control, CopyIn, ExecSpec, ExitStatus, HostHello, Identity,
+    InitKind, NetworkConfig, Place, Reply, Request, ScanSpec, ScanSummary, ShutdownMode, TermSize,
+    UnpackSpec, decode, decode_opening, encode, encode_opening,
 };
 
 /// This protocol's version. 1.1: a scan says where a submodule changed and which repositories it left out;
-/// workspaces are copied in and compared by requests of their own.
-pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
+/// workspaces are copied in and compared by requests of their own. 1.2: a guest can be told to stand still, and who it
+/// is when it goes on elsewhere.
+pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };

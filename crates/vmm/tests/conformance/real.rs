@@ -85,7 +85,7 @@ async fn connect(machine: &dyn Machine) -> (Session, AgentHello) {
     let io = machine.connect_agent().await.unwrap();
     let session = Session::connect(io, fresh()).await.unwrap();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
-    let hello = session.hello(i64::try_from(now).unwrap(), vec![7; 32]).await.unwrap();
+    let hello = session.hello(i64::try_from(now).unwrap(), vec![7; 32], None).await.unwrap();
     (session, hello)
 }
 
