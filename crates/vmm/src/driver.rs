@@ -46,19 +46,6 @@ pub struct MachineSpec {
     /// Of a restore: leave the vCPUs halted, for a machine that waits to be used ([`Machine::resume`]).
     /// A launch boots whatever this says.
     pub paused: bool,
-    /// Where its memory lives.
-    pub memory: MemoryBacking,
-}
-
-/// Where a machine's memory lives.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum MemoryBacking {
-    /// In the VMM's own memory.
-    #[default]
-    Anonymous,
-    /// In this file, which the driver makes, so that the machine can be snapshotted. A driver that
-    /// can snapshot any machine makes none.
-    File(PathBuf),
 }
 
 /// What a disk is for; also its virtio serial, by which the guest finds it.

@@ -21,9 +21,9 @@ pub use cage::{Cage, Policy};
 pub use choose::{Choice, choose};
 pub use driver::{
     AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Last, Machine, MachineHandle,
-    MachineSpec, MemoryBacking, NetDevice, Words,
+    MachineSpec, NetDevice, Words,
 };
 pub use error::{Result, VmmError};
 pub use rustix::process::Signal;
-pub use snapshot::{DiskLayout, Layout};
+pub use snapshot::{DiskLayout, Layout, MemoryFile, settle};
 pub use spawn::{Spawned, Standalone};

@@ -5,8 +5,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
-use banger_model::{Accel, DriverKind, Mib};
+use banger_model::{Accel, DriverKind};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -31,9 +32,9 @@ pub struct Layout {
     pub disks: Vec<DiskLayout>,
     /// Whether it has a network device.
     pub network: bool,
-    /// The file that its memory lives in, if it does.
+    /// The file that its memory began with, if it went on from a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_file: Option<PathBuf>,
+    pub memory_file: Option<MemoryFile>,
 }
 
 /// A disk of a [`Layout`].
@@ -43,14 +44,56 @@ pub struct DiskLayout {
     pub serial: String,
     /// Whether the guest may write to it.
     pub read_only: bool,
+    /// Its file: each machine of the same layout has its own.
+    #[serde(default, skip_serializing_if = "is_nowhere")]
+    pub path: PathBuf,
+}
+
+fn is_nowhere(path: &Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
+/// A memory file as it was when it was written. Links to it do not change that, and nobody may change the file: machines
+/// that began with it still read from it. A monitor in its cage that may write to it can set no times.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryFile {
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "is_nowhere")]
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was last written to, seconds and nanoseconds.
+    pub written: (i64, i64),
+}
+
+impl MemoryFile {
+    fn look_at(path: &Path) -> io::Result<Self> {
+        let meta = std::fs::metadata(path)?;
+        Ok(Self { path: path.to_owned(), bytes: meta.size(), written: (meta.mtime(), meta.mtime_nsec()) })
+    }
+
+    /// What is wrong with it, if it is not what it was.
+    pub(crate) fn changed(&self) -> Option<String> {
+        match Self::look_at(&self.path) {
+            Ok(now) if now == *self => None,
+            Ok(now) if now.bytes != self.bytes => {
+                Some(format!("its memory has {} bytes, not {}", now.bytes, self.bytes))
+            }
+            Ok(_) => Some("its memory has been written to since it was made".to_owned()),
+            Err(error) => Some(format!("{} cannot be read: {error}", self.path.display())),
+        }
+    }
 }
 
 impl Layout {
     /// That of the machine that is asked for.
     #[must_use]
     pub fn of(spec: &MachineSpec) -> Self {
-        let disk =
-            |d: &crate::Disk| DiskLayout { serial: d.role.serial().to_owned(), read_only: d.read_only };
+        let disk = |d: &crate::Disk| DiskLayout {
+            serial: d.role.serial().to_owned(),
+            read_only: d.read_only,
+            path: d.path.clone(),
+        };
         Self {
             vcpu: spec.shape.vcpu,
             memory_mib: spec.shape.memory.0,
@@ -60,10 +103,10 @@ impl Layout {
         }
     }
 
-    /// Equal but for where the memory lives.
-    fn same(&self, other: &Self) -> bool {
-        let bare = |layout: &Self| Self { memory_file: None, ..layout.clone() };
-        bare(self) == bare(other)
+    /// Without what is a machine's own: where its disks and its memory are.
+    fn bare(&self) -> Self {
+        let disk = |d: &DiskLayout| DiskLayout { path: PathBuf::new(), ..d.clone() };
+        Self { memory_file: None, disks: self.disks.iter().map(disk).collect(), ..self.clone() }
     }
 }
 
@@ -75,16 +118,18 @@ pub(crate) struct About {
     pub(crate) version: String,
     pub(crate) accel: Accel,
     pub(crate) layout: Layout,
+    /// Without its path.
+    pub(crate) memory: MemoryFile,
 }
 
 impl About {
     pub(crate) fn machine(handle: &MachineHandle, version: String) -> Self {
-        let layout = Layout { memory_file: None, ..handle.layout.clone() };
-        Self { driver: handle.driver, version, accel: handle.accel, layout }
+        let (layout, memory) = (handle.layout.bare(), MemoryFile::default());
+        Self { driver: handle.driver, version, accel: handle.accel, layout, memory }
     }
 
     /// Whether this VMM can begin this machine from it.
-    pub(crate) fn check(&self, spec: &MachineSpec, driver: DriverKind, version: &str) -> Result<()> {
+    fn check(&self, spec: &MachineSpec, driver: DriverKind, version: &str) -> Result<()> {
         let refuse = |why: String| Err(VmmError::ForeignSnapshot { vm: spec.name.to_string(), why });
         if self.driver != driver {
             return refuse(format!("it is of the {} driver", self.driver));
@@ -92,10 +137,45 @@ impl About {
         if self.version != version {
             return refuse(format!("version {} wrote it, and this is {version}", self.version));
         }
-        if self.accel != spec.accel || !self.layout.same(&Layout::of(spec)) {
+        if self.accel != spec.accel || self.layout != Layout::of(spec).bare() {
             return refuse("its machine is laid out in another way".to_owned());
         }
         Ok(())
+    }
+}
+
+/// A machine that is about to be halted for a snapshot. Unless it is kept so, it goes on when this goes away.
+pub(crate) struct Halted {
+    go_on: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Halted {
+    /// `go_on` lets it go on; `None`: it stands still already, and stays so.
+    pub(crate) fn unless_kept(go_on: Option<impl Future<Output = ()> + Send + 'static>) -> Self {
+        Self { go_on: go_on.map(|go_on| Box::pin(go_on) as _) }
+    }
+
+    /// The snapshot is whole: it stays halted.
+    pub(crate) fn keep(mut self) {
+        self.go_on = None;
+    }
+
+    /// There is no snapshot: it is as it was when this returns.
+    pub(crate) async fn let_go(mut self) {
+        if let Some(go_on) = self.go_on.take() {
+            go_on.await;
+        }
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        // Whoever waited for the snapshot went away in the middle.
+        if let Some(go_on) = self.go_on.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(go_on);
+        }
     }
 }
 
@@ -127,9 +207,11 @@ impl Files {
     }
 
     /// Says what it is of. Only with this is it a snapshot.
-    pub(crate) fn finish(mut self, about: &About) -> Result<()> {
+    pub(crate) fn finish(mut self, mut about: About) -> Result<()> {
         let failed = VmmError::file("write", &self.about);
-        let text = serde_json::to_vec_pretty(about).map_err(|e| failed(e.into()))?;
+        let memory = MemoryFile::look_at(&self.memory).map_err(VmmError::file("look at", &self.memory))?;
+        about.memory = MemoryFile { path: PathBuf::new(), ..memory };
+        let text = serde_json::to_vec_pretty(&about).map_err(|e| failed(e.into()))?;
         let mut file = create(&self.about).map_err(VmmError::file("make", &self.about))?;
         self.made.push(self.about.clone());
         file.write_all(&text).map_err(VmmError::file("write", &self.about))?;
@@ -137,15 +219,15 @@ impl Files {
         Ok(())
     }
 
-    /// What it is of; a snapshot without all of its memory is none.
-    pub(crate) fn about(&self) -> Result<About> {
+    /// Makes sure that this VMM can begin this machine from it; its memory.
+    pub(crate) fn about(&self, spec: &MachineSpec, driver: DriverKind, version: &str) -> Result<MemoryFile> {
         let about = self.read_about()?;
-        let size = std::fs::metadata(&self.memory).map_err(VmmError::file("look at", &self.memory))?.len();
-        if size != u64::from(about.layout.memory_mib) << 20 {
-            let cut = io::Error::other(format!("it has {size} bytes, not {} MiB", about.layout.memory_mib));
-            return Err(VmmError::file("use", &self.memory)(cut));
+        about.check(spec, driver, version)?;
+        let memory = MemoryFile { path: self.memory.clone(), ..about.memory };
+        match memory.changed() {
+            None => Ok(memory),
+            Some(why) => Err(VmmError::ForeignSnapshot { vm: spec.name.to_string(), why }),
         }
-        Ok(about)
     }
 
     fn read_about(&self) -> Result<About> {
@@ -168,15 +250,17 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// A file of zeros for a machine's memory, all hole. One left over from an earlier run goes.
-pub(crate) fn make_memory_file(path: &Path, size: Mib) -> Result<()> {
-    let failed = || VmmError::file("make", path);
-    match rustix::fs::unlink(path) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(e) => return Err(failed()(e.into())),
+/// Has a snapshot survive a power cut: what was written is on the disk when this returns. Blocks; its machine need not
+/// wait for it.
+///
+/// # Errors
+/// When a file cannot be opened or written.
+pub fn settle(dir: &Path) -> Result<()> {
+    let files = Files::of(dir);
+    for path in [&files.memory, &files.state, &files.about, &dir.to_owned()] {
+        File::open(path).and_then(|file| file.sync_all()).map_err(VmmError::file("flush", path))?;
     }
-    let file = create(path).map_err(failed())?;
-    file.set_len(u64::from(size.0) << 20).map_err(failed())
+    Ok(())
 }
 
 /// Turns the zeros of a file into holes. Blocks.
@@ -302,13 +386,33 @@ mod tests {
             version: "7.2".into(),
             accel: Accel::Tcg,
             layout: Layout::default(),
+            memory: MemoryFile::default(),
         };
-        Files::begin(dir.path()).unwrap().finish(&about).unwrap();
-        assert_eq!(Files::of(dir.path()).read_about().unwrap(), about);
-        assert_eq!(Files::of(dir.path()).about().unwrap(), about);
-        fs::write(dir.path().join("memory"), "too long").unwrap();
-        assert!(Files::of(dir.path()).about().unwrap_err().to_string().contains("8 bytes"));
+        Files::begin(dir.path()).unwrap().finish(about.clone()).unwrap();
+        assert_eq!(Files::of(dir.path()).read_about().unwrap().layout, about.layout);
+        settle(dir.path()).unwrap();
         assert!(Files::begin(dir.path()).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_memory_file_that_was_cut_or_written_to_is_noticed_and_a_link_to_it_is_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("memory"), dir.path().join("link"));
+        fs::write(&path, [7; 8192]).unwrap();
+        let file = MemoryFile::look_at(&path).unwrap();
+        fs::hard_link(&path, &link).unwrap();
+        assert_eq!(MemoryFile { path: link, ..file.clone() }.changed(), None);
+        assert_eq!(file.changed(), None);
+        // Written to, back to what it was: the time says it
+        let open = || OpenOptions::new().write(true).open(&path).unwrap();
+        while file.changed().is_none() {
+            open().write_all_at(&[7], 100).unwrap();
+        }
+        assert!(file.changed().unwrap().contains("written to since"));
+        open().set_len(4096).unwrap();
+        assert!(file.changed().unwrap().contains("4096 bytes, not 8192"));
+        fs::remove_file(&path).unwrap();
+        assert!(file.changed().unwrap().contains("cannot be read"));
     }
 }

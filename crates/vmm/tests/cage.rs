@@ -146,7 +146,6 @@ fn spec(dir: &Path) -> MachineSpec {
         verbose_console: false,
         rescue: false,
         paused: false,
-        memory: banger_vmm::MemoryBacking::Anonymous,
     }
 }
 

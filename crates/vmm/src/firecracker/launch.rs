@@ -17,7 +17,7 @@ use crate::driver::Words;
 use crate::process::mark;
 use crate::snapshot::{Files, Layout};
 use crate::spawn::{Spawned, Standalone, open_log};
-use crate::{Cage, MachineHandle, MachineSpec, MemoryBacking, Result, VmmError, console};
+use crate::{Cage, MachineHandle, MachineSpec, Result, VmmError, console};
 
 /// How long it may take until the API answers; usually some 10 ms.
 const GREETING: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ pub(super) async fn restore(
     can_run(&spec)?;
     let snapshot = std::path::absolute(snapshot).map_err(VmmError::file("find", snapshot))?;
     let files = Files::of(&snapshot);
-    files.about()?.check(&spec, DriverKind::Firecracker, &info.version)?;
+    files.about(&spec, DriverKind::Firecracker, &info.version)?;
     let kernel = spec.kernel.clone();
     start(info, cage, spec, &kernel, Some(&files)).await
 }
@@ -135,10 +135,7 @@ async fn start(
     let security = spawned.security().clone();
     let (process, pidfd) = spawned.release();
     made.keep();
-    let mut layout = Layout::of(&spec);
-    if let MemoryBacking::File(path) = &spec.memory {
-        layout.memory_file = Some(path.clone());
-    }
+    let layout = Layout::of(&spec);
     let handle = MachineHandle {
         security,
         layout,

@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 use super::api::{ApiError, ChangeState, Client, CreateSnapshot, SnapshotType, State};
 use super::quirks::Quirks;
-use super::{channel, halt};
+use super::{channel, halt, place};
 use crate::process::wait_pidfd;
-use crate::snapshot::{About, Files, copy, dig};
+use crate::snapshot::{About, Files, Halted, copy, dig};
 use crate::sockets::Cleanup;
 use crate::{AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console};
 
@@ -30,7 +30,7 @@ const GOOD_END: &str = "exiting successfully";
 /// Lines of its log that are looked at for that.
 const LAST_WORDS: usize = 8;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct FirecrackerMachine {
     handle: MachineHandle,
     client: Client,
@@ -83,6 +83,45 @@ impl FirecrackerMachine {
             state if state == wanted => Ok(()),
             state => Err(failed(ApiError::Garbled(format!("it says that it is {state:?} after that")))),
         }
+    }
+
+    /// Halts it and writes its memory and state; its version.
+    async fn write(&self, files: &Files) -> Result<String> {
+        if self.quirks.pause_deafens || self.handle.process.is_stopped() {
+            self.signal(Signal::CONT)?;
+        }
+        // With the quirk, too: a snapshot between pause and resume makes its vsock hear again.
+        self.change(ChangeState::Paused).await?;
+        let failed = |error: ApiError| self.failed("snapshot", &error);
+        let version = self.client.version().await.map_err(failed)?;
+        // It may write in rooms of its own only; what it has written is moved from there.
+        let room = place::room(&self.handle.words);
+        let room = std::path::absolute(&room).map_err(VmmError::file("find", &room))?;
+        let [memory, state] = ["memory", "state"].map(|name| room.join(name));
+        let _leftovers = Cleanup::of(&[&memory, &state]);
+        let call = CreateSnapshot {
+            snapshot_type: SnapshotType::Full,
+            snapshot_path: &state,
+            mem_file_path: &memory,
+        };
+        self.client.put(&call).await.map_err(failed)?;
+        let (to, moves) = (
+            files.memory.clone(),
+            [(memory.clone(), files.memory.clone()), (state.clone(), files.state.clone())],
+        );
+        let moved = tokio::task::spawn_blocking(move || {
+            for (from, to) in moves {
+                match std::fs::rename(&from, &to) {
+                    Ok(()) => {}
+                    // Another file system.
+                    Err(_) => copy(&from, &to)?,
+                }
+            }
+            // It writes every page, also those that the guest never touched.
+            dig(&to)
+        });
+        moved.await.unwrap_or_else(|e| Err(VmmError::file("move", &files.memory)(e.into())))?;
+        Ok(version)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -190,46 +229,26 @@ impl Machine for FirecrackerMachine {
             return Err(VmmError::NoSnapshot { vm: self.vm(), why });
         }
         let dir = std::path::absolute(dir).map_err(VmmError::file("find", dir))?;
-        last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
-        if self.quirks.pause_deafens || self.handle.process.is_stopped() {
-            self.signal(Signal::CONT)?;
-        }
-        // With the quirk, too: a snapshot between pause and resume makes its vsock hear again.
-        self.change(ChangeState::Paused).await?;
-        let failed = |error: ApiError| self.failed("snapshot", &error);
-        let version = self.client.version().await.map_err(failed)?;
         let files = Files::begin(&dir)?;
-        // It may write in rooms of its own only; what it has written is moved from there.
-        let room = match &self.handle.layout.memory_file {
-            Some(memory) => memory.parent(),
-            None => self.handle.control_socket.parent(),
-        };
-        let room = std::path::absolute(room.unwrap_or(Path::new(".")));
-        let room = room.map_err(VmmError::file("find", &dir))?;
-        let [memory, state] = ["snapshot-memory", "snapshot-state"].map(|name| room.join(name));
-        let _leftovers = Cleanup::of(&[&memory, &state]);
-        let call = CreateSnapshot {
-            snapshot_type: SnapshotType::Full,
-            snapshot_path: &state,
-            mem_file_path: &memory,
-        };
-        self.client.put(&call).await.map_err(failed)?;
-        let (to, moves) =
-            (files.memory.clone(), [(memory, files.memory.clone()), (state, files.state.clone())]);
-        let moved = tokio::task::spawn_blocking(move || {
-            for (from, to) in moves {
-                match std::fs::rename(&from, &to) {
-                    Ok(()) => {}
-                    // Another file system.
-                    Err(_) => copy(&from, &to)?,
-                }
+        last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
+        let paused = self.is_paused().await?;
+        let other = self.clone();
+        let halted = Halted::unless_kept((!paused).then_some(async move {
+            if let Err(error) = other.resume().await {
+                tracing::warn!(%error, "a machine stays halted after a snapshot that failed");
             }
-            // It writes every page, also those that the guest never touched.
-            dig(&to)
-        });
-        let moved = moved.await;
-        moved.unwrap_or_else(|e| Err(VmmError::file("move", &files.memory)(e.into())))?;
-        files.finish(&About::machine(&self.handle, version))
+        }));
+        match self.write(&files).await.and_then(|version| files.finish(About::machine(&self.handle, version)))
+        {
+            Ok(()) => {
+                halted.keep();
+                Ok(())
+            }
+            Err(error) => {
+                halted.let_go().await;
+                Err(error)
+            }
+        }
     }
 
     async fn stop(&self) -> Result<()> {

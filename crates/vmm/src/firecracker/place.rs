@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
 use crate::driver::Words;
 use crate::process::mark;
 use crate::snapshot::Files;
 use crate::sockets::Cleanup;
-use crate::{Disk, MachineSpec, MemoryBacking, Policy, Result, VmmError};
+use crate::{Disk, MachineSpec, Policy, Result, VmmError};
 
 /// Names in the directory.
 pub(super) const API: &str = "api.sock";
@@ -36,6 +36,10 @@ pub(super) fn furnish(spec: &MachineSpec, kernel: &Path, words: &Words) -> Resul
     }
     let disks = spec.disks.iter().map(|d| (disk(d), d.path.clone()));
     let fixed = [(KERNEL, kernel.to_owned()), (INITRAMFS, spec.initramfs.clone()), (LOG, words.log())];
+    match rustix::fs::mkdir(&room(words), Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(VmmError::file("make", &room(words))(e.into())),
+    }
     for (name, target) in fixed.into_iter().map(|(name, path)| (name.to_owned(), path)).chain(disks) {
         let link = dir.join(name);
         remove(&link)?;
@@ -51,6 +55,11 @@ fn remove(path: &PathBuf) -> Result<()> {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(e) => Err(VmmError::file("remove", path)(e.into())),
     }
+}
+
+/// Where it writes its snapshots, from where they are taken away at once: the runtime directory may be in memory.
+pub(super) fn room(words: &Words) -> PathBuf {
+    words.dir.join("room")
 }
 
 /// What of the host this machine's Firecracker may have.
@@ -71,11 +80,7 @@ pub(super) fn policy(
         policy.read.extend([files.memory.clone(), files.state.clone()]);
     }
     policy.rooms.push(spec.runtime_dir.clone());
-    if let MemoryBacking::File(path) = &spec.memory
-        && let Some(dir) = path.parent()
-    {
-        policy.rooms.push(dir.to_owned());
-    }
+    policy.rooms.push(room(words));
     policy.devices.push(PathBuf::from("/dev/kvm"));
     for list in [&mut policy.read, &mut policy.write, &mut policy.rooms] {
         for path in list {

@@ -28,10 +28,13 @@ pub(super) struct Descriptors {
 pub(super) enum Memory<'a> {
     /// QEMU's own.
     Anonymous,
-    /// A file that is the memory: it can be snapshotted.
-    Shared(&'a Path),
     /// A file that it begins with and never writes to; the device state comes by a migration.
-    Clone(&'a Path),
+    Clone {
+        /// The file.
+        path: &'a Path,
+        /// Whether it is opened for reading only, as QEMU can since 8.2.
+        read_only: bool,
+    },
 }
 
 /// The arguments, without the program itself.
@@ -52,19 +55,18 @@ pub(super) fn arguments(
     put(&["-S"]);
     let machine = match memory {
         Memory::Anonymous => MACHINE.to_owned(),
-        Memory::Shared(path) | Memory::Clone(path) => {
-            let share = if matches!(memory, Memory::Shared(_)) { "on" } else { "off" };
+        Memory::Clone { path, read_only } => {
             let (size, path) = (spec.shape.memory.0, comma_safe(path)?);
+            let access = if read_only { ",readonly=on,rom=off" } else { "" };
             put(&[
                 "-object",
-                &format!("memory-backend-file,id=memory,size={size}M,share={share},mem-path={path}"),
+                &format!("memory-backend-file,id=memory,size={size}M,share=off,mem-path={path}{access}"),
             ]);
-            format!("{MACHINE},memory-backend=memory")
+            // The state is that of the devices and nothing else.
+            put(&["-incoming", "defer", "-global", "migration.send-configuration=off"]);
+            format!("{MACHINE},memory-backend=memory,suppress-vmdesc=on")
         }
     };
-    if matches!(memory, Memory::Clone(_)) {
-        put(&["-incoming", "defer"]);
-    }
     put(&["-machine", &machine, "-accel", accel(spec), "-cpu", cpu(spec)]);
     put(&["-smp", &spec.shape.vcpu.to_string(), "-m", &format!("{}M", spec.shape.memory.0)]);
     // No new programs, no new privileges, no obsolete system calls.
@@ -141,7 +143,7 @@ fn comma_safe(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DiskRole, MemoryBacking, NetDevice};
+    use crate::{DiskRole, NetDevice};
     use banger_model::{Bytes, MachineShape, Mib, RootFsType, VmId};
 
     fn spec() -> MachineSpec {
@@ -164,7 +166,6 @@ mod tests {
             verbose_console: false,
             rescue: false,
             paused: false,
-            memory: MemoryBacking::Anonymous,
         }
     }
 
@@ -191,15 +192,18 @@ mod tests {
     }
 
     #[test]
-    fn memory_in_a_file_is_shared_by_its_machine_and_private_to_a_clone() {
-        let line =
-            |memory| arguments(&spec(), Path::new("/c"), FDS, memory, Boot::default()).unwrap().join(" ");
-        let shared = line(Memory::Shared(Path::new("/v,1/memory")));
-        let file = "-object memory-backend-file,id=memory,size=512M,share=on,mem-path=/v,,1/memory ";
-        assert!(shared.contains(file) && shared.contains(",memory-backend=memory -accel"), "{shared}");
-        assert!(!shared.contains("-incoming"), "{shared}");
-        let clone = line(Memory::Clone(Path::new("/s/memory")));
-        assert!(clone.contains("share=off") && clone.contains("-incoming defer"), "{clone}");
+    fn a_clone_begins_with_a_file_of_its_own_and_writes_to_it_nowhere() {
+        let line = |read_only| {
+            let memory = Memory::Clone { path: Path::new("/v,1/memory"), read_only };
+            arguments(&spec(), Path::new("/c"), FDS, memory, Boot::default()).unwrap().join(" ")
+        };
+        let file = "-object memory-backend-file,id=memory,size=512M,share=off,mem-path=/v,,1/memory";
+        let old = line(false);
+        assert!(old.contains(&format!("{file} -incoming defer -global migration.send-config")), "{old}");
+        assert!(old.contains(",memory-backend=memory,suppress-vmdesc=on -accel"), "{old}");
+        assert!(line(true).contains(&format!("{file},readonly=on,rom=off -incoming")), "{}", line(true));
+        let boot = arguments(&spec(), Path::new("/c"), FDS, Memory::Anonymous, Boot::default()).unwrap();
+        assert!(!boot.join(" ").contains("memory-backend") && !boot.join(" ").contains("-incoming"));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::{Result, VmmError};
 const NAME: &str = "qemu-system-x86_64";
 /// The oldest QEMU we know to work: it brought `-netdev stream` with descriptors.
 const OLDEST: (u32, u32) = (7, 2);
+/// It brought memory of a file that is only read, and yet not a ROM to the guest (`readonly=on,rom=off`).
+const READS_MEMORY_ONLY: (u32, u32) = (8, 2);
 
 /// What a usable QEMU says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct QemuInfo {
     pub program: PathBuf,
     /// Its version, such as `7.2.22`.
     pub version: String,
+    /// Whether it can begin with a memory file that it may not write to.
+    pub reads_memory_only: bool,
 }
 
 /// Finds the binary: `wanted` (the value of BANGER_QEMU) if given, else in `search_path` (the
@@ -59,6 +63,7 @@ pub async fn check(program: &Path) -> Result<QemuInfo> {
     let unusable = |why: String| VmmError::QemuUnusable { program: program.to_owned(), why };
     let said = ask(program, &["--version"]).await?;
     let version = parse_version(&said).ok_or_else(|| unusable("it does not say its version".to_owned()))?;
+    let reads_memory_only = numbers(&version).is_some_and(|n| n >= READS_MEMORY_ONLY);
     if numbers(&version).is_none_or(|n| n < OLDEST) {
         return Err(unusable(format!("its version {version} is older than {}.{}", OLDEST.0, OLDEST.1)));
     }
@@ -66,7 +71,7 @@ pub async fn check(program: &Path) -> Result<QemuInfo> {
     if !machines.lines().any(|l| l.split_ascii_whitespace().next() == Some("microvm")) {
         return Err(unusable("it has no microvm machine".to_owned()));
     }
-    Ok(QemuInfo { program: program.to_owned(), version })
+    Ok(QemuInfo { program: program.to_owned(), version, reads_memory_only })
 }
 
 async fn ask(program: &Path, args: &[&str]) -> Result<String> {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 
 use super::arguments::{Descriptors, Memory, arguments};
+use super::capture;
 use super::clock::HostClock;
 use super::confinement::policy;
 use super::kernel_arguments::Boot;
@@ -23,12 +24,12 @@ use super::qmp::{self, Heard, Qmp, QmpError};
 use crate::cage::Cage;
 use crate::driver::Words;
 use crate::process::{ProcessId, wait_pidfd};
-use crate::snapshot::{About, Files, Layout, copy, make_memory_file};
+use crate::snapshot::{Layout, MemoryFile};
 use crate::sockets::{self, Cleanup, listen};
 use crate::spawn::{Spawned, Standalone, open_log};
 use crate::{
-    AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, MachineSpec, MemoryBacking, Result, Signal,
-    VmmError, console,
+    AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, MachineSpec, Result, Signal, VmmError,
+    console,
 };
 
 /// How long a VMM may take to flush its disks and quit.
@@ -47,7 +48,7 @@ pub(super) struct QemuMachine {
 
 /// The control connection, made anew when it was lost.
 #[derive(Debug)]
-struct Control {
+pub(super) struct Control {
     connection: AsyncMutex<Option<Qmp>>,
     heard: Arc<Heard>,
 }
@@ -58,7 +59,14 @@ pub(super) enum Begin<'a> {
     /// By booting.
     Boot,
     /// Where the snapshotted one was.
-    Restore(&'a Files),
+    Restore {
+        /// Its device state.
+        state: &'a Path,
+        /// Its memory.
+        memory: MemoryFile,
+        /// Whether this QEMU can do with only reading that.
+        read_only: bool,
+    },
 }
 
 pub(super) async fn launch(
@@ -71,17 +79,16 @@ pub(super) async fn launch(
     let control_socket = spec.runtime_dir.join("qmp.sock");
     let agent_socket = spec.runtime_dir.join("agent.sock");
     let words = Words::begin(&spec.log_dir);
-    let mut made = Cleanup::of(&[&control_socket, &agent_socket]);
+    let made = Cleanup::of(&[&control_socket, &agent_socket]);
     let mut layout = Layout::of(&spec);
-    let memory = match (&spec.memory, &how) {
-        (_, Begin::Restore(files)) => Memory::Clone(&files.memory),
-        (MemoryBacking::File(path), Begin::Boot) => {
-            make_memory_file(path, spec.shape.memory)?;
-            made.add(path.clone());
-            layout.memory_file = Some(path.clone());
-            Memory::Shared(path)
+    let mut state = None;
+    let memory = match &how {
+        Begin::Boot => Memory::Anonymous,
+        Begin::Restore { state: path, memory, read_only } => {
+            state = Some(File::open(path).map_err(VmmError::file("open", path))?);
+            layout.memory_file = Some(memory.clone());
+            Memory::Clone { path: &memory.path, read_only: *read_only }
         }
-        (MemoryBacking::Anonymous, Begin::Boot) => Memory::Anonymous,
     };
 
     let mut qemu = Standalone::new(program, &words.log(), &spec.log_dir).private();
@@ -99,11 +106,7 @@ pub(super) async fn launch(
     if let Some(network) = &spec.network {
         fds.network = Some(qemu.give(duplicate(&network.backend)?));
     }
-    let mut incoming = None;
-    if let Begin::Restore(files) = &how {
-        let state = File::open(&files.state).map_err(VmmError::file("open", &files.state))?;
-        incoming = Some(qemu.give(state.into()));
-    }
+    let incoming = state.map(|state| qemu.give(state.into()));
     let tsc_khz = match spec.accel {
         Accel::Tcg => clock.khz().await,
         // KVM tells its guests.
@@ -115,9 +118,10 @@ pub(super) async fn launch(
     // What is not there yet cannot be given.
     drop(open_log(&console)?);
     let mut policy = policy(program, &spec, &console);
-    if let Memory::Shared(path) | Memory::Clone(path) = memory {
-        // QEMU opens it for writing even where its mapping is private.
-        policy.write.push(path.to_owned());
+    if let Memory::Clone { path, read_only } = memory {
+        // An older QEMU opens it for writing, though its mapping is private.
+        let list = if read_only { &mut policy.read } else { &mut policy.write };
+        list.push(path.to_owned());
     }
     let spawned = qemu.args(args).caged(cage, policy).spawn()?;
     // QEMU has its own copy now; ours would keep the network's other side from seeing its end.
@@ -183,7 +187,7 @@ async fn explain(spec: &MachineSpec, spawned: Spawned, words: &Words, error: Qmp
             };
             VmmError::DiedAtStart { vm, status, log: said() }
         }
-        None if error == QmpError::Late => {
+        None if matches!(error, QmpError::Late(_)) => {
             VmmError::Timeout { vm, what: "greet us", seconds: qmp::ANSWER.as_secs() }
         }
         None => VmmError::Control { vm, command: "qmp_capabilities".into(), message: error.to_string() },
@@ -217,7 +221,7 @@ async fn begin(
 }
 
 impl Control {
-    async fn execute(&self, socket: &Path, command: &str) -> Result<Value, QmpError> {
+    pub(super) async fn execute(&self, socket: &Path, command: &str) -> Result<Value, QmpError> {
         let connection = self.connected(socket).await?;
         match connection.as_ref() {
             Some(qmp) => qmp.execute(command).await,
@@ -225,8 +229,17 @@ impl Control {
         }
     }
 
+    /// Runs a command that flushes the disks before it answers.
+    pub(super) async fn patiently(&self, socket: &Path, command: &str) -> Result<Value, QmpError> {
+        let connection = self.connected(socket).await?;
+        match connection.as_ref() {
+            Some(qmp) => qmp.patiently(command, Value::Object(serde_json::Map::new())).await,
+            None => Err(QmpError::Closed),
+        }
+    }
+
     /// The connection, for as long as the guard is held.
-    async fn connected(&self, socket: &Path) -> Result<MutexGuard<'_, Option<Qmp>>, QmpError> {
+    pub(super) async fn connected(&self, socket: &Path) -> Result<MutexGuard<'_, Option<Qmp>>, QmpError> {
         let mut connection = self.connection.lock().await;
         if !connection.as_ref().is_some_and(Qmp::is_open) {
             // Closed before a new one is made: QEMU serves one at a time.
@@ -256,7 +269,11 @@ impl QemuMachine {
         }
     }
 
-    fn failed(&self, command: &str, error: &QmpError) -> VmmError {
+    pub(super) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    pub(super) fn failed(&self, command: &str, error: &QmpError) -> VmmError {
         let vm = self.handle.name.to_string();
         if !self.handle.process.is_alive() {
             return VmmError::NotRunning { vm };
@@ -326,24 +343,7 @@ impl Machine for QemuMachine {
     }
 
     async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()> {
-        let Some(memory) = &self.handle.layout.memory_file else {
-            let why = "its memory is not in a file".to_owned();
-            return Err(VmmError::NoSnapshot { vm: self.handle.name.to_string(), why });
-        };
-        last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
-        self.command("stop").await?;
-        let failed = |error: QmpError| self.failed("snapshot", &error);
-        let connection = self.control.connected(&self.handle.control_socket).await.map_err(failed)?;
-        let qmp = connection.as_ref().ok_or_else(|| self.failed("snapshot", &QmpError::Closed))?;
-        let version = migration::version(qmp).await.map_err(failed)?;
-        let files = Files::begin(dir)?;
-        let state = File::create(&files.state).map_err(VmmError::file("open", &files.state))?;
-        migration::save(qmp, state.into()).await.map_err(failed)?;
-        drop(connection);
-        let (from, to) = (memory.clone(), files.memory.clone());
-        let copied = tokio::task::spawn_blocking(move || copy(&from, &to)).await;
-        copied.unwrap_or_else(|e| Err(VmmError::file("copy", memory)(e.into())))?;
-        files.finish(&About::machine(&self.handle, version))
+        capture::capture(self, dir, last).await
     }
 
     async fn stop(&self) -> Result<()> {

@@ -3,10 +3,12 @@
 
 mod arguments;
 mod binary;
+mod capture;
 mod clock;
 mod confinement;
 mod kernel_arguments;
 mod machine;
+mod memory;
 mod migration;
 mod qmp;
 
@@ -19,6 +21,8 @@ use tokio::sync::OnceCell;
 
 pub use binary::{QemuInfo, check, locate};
 pub use confinement::policy;
+
+use machine::Begin;
 
 use crate::snapshot::Files;
 use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
@@ -66,15 +70,14 @@ impl Driver for QemuDriver {
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
-        Ok(Arc::new(
-            machine::launch(&self.program, &self.cage, spec, &self.clock, machine::Begin::Boot).await?,
-        ))
+        Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock, Begin::Boot).await?))
     }
 
     async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>> {
         let files = Files::of(snapshot);
-        files.about()?.check(&spec, DriverKind::Qemu, &self.info().await?.version)?;
-        let how = machine::Begin::Restore(&files);
+        let info = self.info().await?;
+        let memory = files.about(&spec, DriverKind::Qemu, &info.version)?;
+        let how = Begin::Restore { state: &files.state, memory, read_only: info.reads_memory_only };
         Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock, how).await?))
     }
 

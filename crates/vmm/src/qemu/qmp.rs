@@ -23,8 +23,8 @@ use crate::driver::ExitReason;
 const LINE_MAX: u64 = 1 << 20;
 /// How long an answer may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
-/// How long it may take until a machine's state is out or in.
-const MIGRATION: Duration = Duration::from_secs(30);
+/// How long it may take until a machine's state is out or in, or its disks are flushed.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,8 +33,8 @@ pub(super) enum QmpError {
     #[error("the connection was closed")]
     Closed,
     /// No answer in time.
-    #[error("no answer within {} s", ANSWER.as_secs())]
-    Late,
+    #[error("no answer within {0} s")]
+    Late(u64),
     /// The command was refused.
     #[error("{0}")]
     Refused(String),
@@ -157,8 +157,8 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Gives it a descriptor, to be named in a command.
-    pub(super) async fn give(&self, name: &str, fd: OwnedFd) -> Result<(), QmpError> {
+    /// Gives it a descriptor; returns the set that it has it in, by which a command can name it as a file.
+    pub(super) async fn give(&self, fd: OwnedFd) -> Result<u64, QmpError> {
         let socket = self.socket.as_ref().ok_or(QmpError::Closed)?;
         let fds = [fd.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -167,7 +167,9 @@ impl Qmp {
         // It needs a byte to go with: white space between two commands.
         let byte = [IoSlice::new(b" ")];
         rustix::net::sendmsg(socket, &byte, &mut beside, SendFlags::empty()).map_err(|_| QmpError::Closed)?;
-        self.execute_with("getfd", json!({ "fdname": name })).await.map(drop)
+        let answer = self.execute("add-fd").await?;
+        let set = answer.get("fdset-id").and_then(Value::as_u64);
+        set.ok_or_else(|| QmpError::Refused("it does not say where it put a descriptor".to_owned()))
     }
 
     /// Takes over a fresh connection: waits for the greeting and leaves negotiation mode. `heard`
@@ -189,7 +191,7 @@ impl Qmp {
         match tokio::time::timeout(ANSWER, greeting).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(QmpError::Closed),
-            Err(_) => return Err(QmpError::Late),
+            Err(_) => return Err(QmpError::Late(ANSWER.as_secs())),
         }
         qmp.execute("qmp_capabilities").await?;
         Ok(qmp)
@@ -197,12 +199,17 @@ impl Qmp {
 
     /// Runs a command without arguments.
     pub(super) async fn execute(&self, command: &str) -> Result<Value, QmpError> {
-        self.exchange(json!({ "execute": command })).await
+        self.exchange(json!({ "execute": command }), ANSWER).await
     }
 
     /// Runs a command with arguments.
     pub(super) async fn execute_with(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.exchange(json!({ "execute": command, "arguments": arguments })).await
+        self.exchange(json!({ "execute": command, "arguments": arguments }), ANSWER).await
+    }
+
+    /// Runs a command that writes to disks before it answers.
+    pub(super) async fn patiently(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.exchange(json!({ "execute": command, "arguments": arguments }), PATIENCE).await
     }
 
     /// Waits until the machine has said something of itself.
@@ -221,22 +228,17 @@ impl Qmp {
                 news.changed().await.map_err(|_| QmpError::Closed)?;
             }
         };
-        tokio::time::timeout(MIGRATION, wait).await.unwrap_or(Err(QmpError::Late))
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or(Err(QmpError::Late(PATIENCE.as_secs())))
     }
 
-    /// Forgets how an earlier migration ended.
-    pub(super) fn forget_migration(&self) {
-        *self.heard.migration.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    async fn exchange(&self, command: Value) -> Result<Value, QmpError> {
+    async fn exchange(&self, command: Value, limit: Duration) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
         let line = format!("{command}\n");
         let exchange = async {
             self.commands.send(Command { line, answer }).await.map_err(|_| QmpError::Closed)?;
             answered.await.map_err(|_| QmpError::Closed)?
         };
-        tokio::time::timeout(ANSWER, exchange).await.unwrap_or(Err(QmpError::Late))
+        tokio::time::timeout(limit, exchange).await.unwrap_or(Err(QmpError::Late(limit.as_secs())))
     }
 
     /// Whether the connection still stands.
@@ -404,11 +406,10 @@ mod tests {
         });
         let qmp = Qmp::start(ours, cell()).await.unwrap();
         assert_eq!(qmp.until(Heard::migration).await.as_deref(), Ok("completed"));
-        qmp.forget_migration();
         qmp.execute("stop").await.unwrap();
         server.await.unwrap();
         // The server is gone now.
-        assert_eq!(qmp.until(Heard::migration).await, Err(QmpError::Closed));
+        assert_eq!(qmp.until(|_| None::<()>).await, Err(QmpError::Closed));
     }
 
     #[tokio::test]
@@ -428,7 +429,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_and_nonsense_are_errors_not_hangs() {
         let (ours, _theirs) = tokio::io::duplex(64);
-        assert_eq!(Qmp::start(ours, cell()).await.unwrap_err(), QmpError::Late);
+        assert_eq!(Qmp::start(ours, cell()).await.unwrap_err(), QmpError::Late(ANSWER.as_secs()));
         let (ours, mut theirs) = tokio::io::duplex(64);
         theirs.write_all(b"SSH-2.0-nonsense\r\n").await.unwrap();
         assert_eq!(Qmp::start(ours, cell()).await.unwrap_err(), QmpError::Closed);

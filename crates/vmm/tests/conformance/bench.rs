@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use banger_model::{Accel, Bytes, MachineShape, Mib, VmId};
-use banger_vmm::{Disk, DiskRole, Driver, Machine, MachineSpec, MemoryBacking, console, process};
+use banger_vmm::{Disk, DiskRole, Driver, Machine, MachineSpec, console, process};
 
 use crate::guest;
 
@@ -24,8 +24,6 @@ pub(crate) struct Subject {
     pub(crate) power_off: Vec<u8>,
     /// A guest that resets it.
     pub(crate) reset: Vec<u8>,
-    /// Whether a machine can be snapshotted only when its memory is in a file.
-    pub(crate) wants_memory_file: bool,
 }
 
 /// One VM's directories; another VM of the same scenario has others.
@@ -93,14 +91,7 @@ impl Bench {
             verbose_console: false,
             rescue: false,
             paused: false,
-            memory: MemoryBacking::Anonymous,
         }
-    }
-
-    /// One that can be snapshotted.
-    pub(crate) fn template(&self, code: &[u8]) -> MachineSpec {
-        let memory = MemoryBacking::File(self.files().join("memory"));
-        MachineSpec { memory, ..self.spec(code) }
     }
 
     pub(crate) async fn launch(&self, code: &[u8]) -> Arc<dyn Machine> {

@@ -64,7 +64,6 @@ fn qemu() -> Result<Subject, String> {
         accel: Accel::Tcg,
         power_off: guest::power_off(),
         reset: guest::reset(),
-        wants_memory_file: true,
     })
 }
 
@@ -82,7 +81,6 @@ fn firecracker() -> Result<Subject, String> {
         // It has no power switch: its kernel's last words are what counts.
         power_off: guest::say("[    1.000000] reboot: System halted\n"),
         reset: guest::reset_line(),
-        wants_memory_file: false,
     })
 }
 

@@ -62,7 +62,7 @@ fn spec(bench: &Bench, system: &Path) -> MachineSpec {
         disk(DiskRole::System, system.to_owned(), false),
     ];
     disks.extend(boot.modules.map(|path| disk(DiskRole::Modules, path, true)));
-    let mut spec = bench.template(b"");
+    let mut spec = bench.spec(b"");
     spec.shape.memory = Mib(256);
     MachineSpec { kernel: boot.kernel, initramfs: boot.initramfs, disks, ..spec }
 }

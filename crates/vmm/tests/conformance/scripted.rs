@@ -47,7 +47,6 @@ fn scripted(dir: &std::path::Path) -> Subject {
         accel: Accel::Kvm,
         power_off: Vec::new(),
         reset: Vec::new(),
-        wants_memory_file: false,
     }
 }
 

@@ -55,7 +55,6 @@ impl Vms {
             verbose_console,
             rescue: start.rescue,
             paused: false,
-            memory: banger_vmm::MemoryBacking::Anonymous,
         };
         for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
             if start.rescue && !capability.in_rescue {
