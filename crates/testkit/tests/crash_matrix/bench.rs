@@ -94,9 +94,15 @@ impl Bench {
         if !wrong.is_empty() {
             return Found { reached: false, wrong };
         }
-        let before = self.carried_out(cell);
+        let before = self.log();
         let out = self.under_fault(cell);
-        let reached = self.carried_out(cell) > before;
+        let after = self.log();
+        // A daemon that starts on a long log begins a new one.
+        let since = after.get(before.len()..).unwrap_or(&after);
+        let reached = since.contains(match cell.action {
+            "kill-vmm" => "a machine monitor was killed, as asked for",
+            _ => "a fault that was asked for",
+        });
         if reached && cell.action == "fail" && out.code() == 0 && !is_told_as_a_notice(cell) {
             wrong.push(format!("a step that failed was not said: {out}"));
         }
@@ -155,14 +161,8 @@ impl Bench {
         self.banger(&words).env("BANGER_FAULT", cell.to_string()).go()
     }
 
-    /// How many faults of this kind the daemons have said to have carried out.
-    fn carried_out(&self, cell: &Cell) -> usize {
-        let log = fs::read_to_string(self.sandbox.state().join("bangerd.log")).unwrap_or_default();
-        let said = match cell.action {
-            "kill-vmm" => "a machine monitor was killed, as asked for",
-            _ => "a fault that was asked for",
-        };
-        log.matches(said).count()
+    fn log(&self) -> String {
+        fs::read_to_string(self.sandbox.state().join("bangerd.log")).unwrap_or_default()
     }
 
     /// Usable, or can be deleted: both are tried, in turns.
