@@ -28,6 +28,6 @@ pub use reference::resolve;
 pub use security::{Layer, MissingLayer, Security};
 pub use size::{Bytes, Mib};
 pub use vm::{
-    Boot, BootKind, Copying, LastError, NetworkView, Unfinished, Vm, VmState, VmView, Workspace,
+    Boot, BootKind, Copying, LastError, NetworkView, Parent, Unfinished, Vm, VmState, VmView, Workspace,
     WorkspaceMode,
 };

@@ -118,6 +118,16 @@ pub struct LastError {
     pub message: String,
 }
 
+/// The VM that another one was forked from, as it was called then; it may be gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Parent {
+    /// Its identity.
+    pub id: VmId,
+    /// Its name at that moment.
+    pub name: VmName,
+}
+
 /// The durable record: intent and identity, nothing that is only true right now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vm {
@@ -144,6 +154,10 @@ pub struct Vm {
     /// Which system disk it has: 0 at first, one more with each rebuild. The disk's file has it in its name, so that
     /// a rebuild changes image and disk in one commit.
     pub system_generation: u32,
+    /// Which work disk it has: one more with each snapshot that is restored.
+    pub work_generation: u32,
+    /// What it was forked from.
+    pub parent: Option<Parent>,
     /// Network.
     pub network: NetworkMode,
     /// Whether the guest may reach the host's own services.
@@ -232,4 +246,7 @@ pub struct VmView {
     pub boot: Option<Boot>,
     /// What went wrong last.
     pub last_error: Option<LastError>,
+    /// What it was forked from; null for one that was not.
+    #[serde(default)]
+    pub parent: Option<Parent>,
 }

@@ -7,10 +7,11 @@ use rusqlite_migration::{M, Migrations};
 use crate::StoreError;
 
 /// The schema this build writes (`PRAGMA user_version`).
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
 /// What each step is about, for people; the first leads to version 1.
-const ABOUT: &[&str] = &["VMs and images", "work disks, rebuilt system disks, unfinished changes"];
+const ABOUT: &[&str] =
+    &["VMs and images", "work disks, rebuilt system disks, unfinished changes", "forks, restored work disks"];
 
 const STEPS: &[M<'static>] = &[
     M::up(
@@ -49,6 +50,10 @@ const STEPS: &[M<'static>] = &[
         "ALTER TABLE vms ADD COLUMN work_disk_bytes INTEGER;
         ALTER TABLE vms ADD COLUMN system_generation INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE vms ADD COLUMN unfinished TEXT;",
+    ),
+    M::up(
+        "ALTER TABLE vms ADD COLUMN parent TEXT;
+        ALTER TABLE vms ADD COLUMN work_generation INTEGER NOT NULL DEFAULT 0;",
     ),
 ];
 

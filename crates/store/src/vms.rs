@@ -8,13 +8,14 @@ use crate::{Store, StoreError};
 
 const INSERT: &str = "INSERT INTO vms VALUES (:id, :name, :state, :driver, :accel, :image, :image_digest, :kernel, \
      :vcpu, :memory_mib, :disk_bytes, :network, :host_access, :ephemeral, :workspace, :created_at, :started_at, :boot, \
-     :last_error, :work_disk_bytes, :system_generation, :unfinished)";
+     :last_error, :work_disk_bytes, :system_generation, :unfinished, :parent, :work_generation)";
 
 const UPDATE: &str = "UPDATE vms SET name = :name, state = :state, driver = :driver, accel = :accel, image = :image, \
      image_digest = :image_digest, kernel = :kernel, vcpu = :vcpu, memory_mib = :memory_mib, disk_bytes = :disk_bytes, \
      network = :network, host_access = :host_access, ephemeral = :ephemeral, workspace = :workspace, \
      created_at = :created_at, started_at = :started_at, boot = :boot, last_error = :last_error, \
-     work_disk_bytes = :work_disk_bytes, system_generation = :system_generation, unfinished = :unfinished WHERE id = :id";
+     work_disk_bytes = :work_disk_bytes, system_generation = :system_generation, unfinished = :unfinished, \
+     parent = :parent, work_generation = :work_generation WHERE id = :id";
 
 impl Store {
     /// All VMs, oldest first.
@@ -132,6 +133,8 @@ fn write(connection: &Connection, sql: &str, vm: &Vm) -> Result<(), StoreError> 
         ":work_disk_bytes": vm.work_disk.map(|size| i64::try_from(size.0).unwrap_or(i64::MAX)),
         ":system_generation": vm.system_generation,
         ":unfinished": vm.unfinished.map(banger_model::Unfinished::as_str),
+        ":parent": to_json(vm.parent.as_ref())?,
+        ":work_generation": vm.work_generation,
     })?;
     Ok(())
 }
@@ -162,6 +165,8 @@ fn vm(row: &Row<'_>) -> Result<Vm, StoreError> {
         boot: optional_json(row, "boot")?,
         last_error: optional_json(row, "last_error")?,
         unfinished: optional_word(row, "unfinished")?,
+        parent: optional_json(row, "parent")?,
+        work_generation: unsigned(row, "work_generation")?,
     })
 }
 
@@ -192,6 +197,11 @@ mod tests {
             shape: MachineShape { vcpu: 2, memory: Mib(512), disk: Bytes(4 << 30) },
             work_disk: Some(Bytes(8 << 30)),
             system_generation: 3,
+            work_generation: 2,
+            parent: Some(banger_model::Parent {
+                id: VmId::from_random([9; 6]),
+                name: "mother".parse().unwrap(),
+            }),
             network: NetworkMode::User,
             host_access: true,
             ephemeral: false,
@@ -225,6 +235,7 @@ mod tests {
             boot: None,
             last_error: None,
             unfinished: None,
+            parent: None,
             state: VmState::Created,
             ..sample(2)
         };

@@ -63,6 +63,8 @@ fn full() -> Vm {
         shape: MachineShape { vcpu: 2, memory: Mib(512), disk: Bytes(4 << 30) },
         work_disk: None,
         system_generation: 0,
+        work_generation: 0,
+        parent: None,
         network: NetworkMode::User,
         host_access: true,
         ephemeral: false,

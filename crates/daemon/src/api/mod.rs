@@ -44,6 +44,8 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .routes(routes!(vms::stop))
         .routes(routes!(vms::restart))
         .routes(routes!(vms::kill))
+        .routes(routes!(vms::pause))
+        .routes(routes!(vms::resume))
         .routes(routes!(change::set))
         .routes(routes!(change::rebuild))
         .routes(routes!(exec::exec))

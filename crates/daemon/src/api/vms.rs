@@ -167,6 +167,32 @@ pub(crate) async fn kill(
     operation(asked, work).await
 }
 
+/// Halts a VM; its memory and processes stay.
+#[utoipa::path(post, path = "/v1/vms/{vm}/pause", params(("vm" = String, Path)),
+    responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn pause(State(daemon): App, headers: HeaderMap, Path(vm): Path<String>) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "pause", vm: Some(&reference), headers: &headers };
+    let work = move |op: Op| async move {
+        let vm = daemon.vms.pause(&op, &vm).await?;
+        Ok(daemon.vms.view(vm))
+    };
+    operation(asked, work).await
+}
+
+/// Lets a paused VM go on.
+#[utoipa::path(post, path = "/v1/vms/{vm}/resume", params(("vm" = String, Path)),
+    responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
+pub(crate) async fn resume(State(daemon): App, headers: HeaderMap, Path(vm): Path<String>) -> Response {
+    let (operations, reference) = (daemon.operations.clone(), vm.clone());
+    let asked = Asked { operations: &operations, kind: "resume", vm: Some(&reference), headers: &headers };
+    let work = move |op: Op| async move {
+        let vm = daemon.vms.resume(&op, &vm).await?;
+        Ok(daemon.vms.view(vm))
+    };
+    operation(asked, work).await
+}
+
 /// Query of a prepare.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(default)]

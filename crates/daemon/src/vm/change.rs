@@ -123,7 +123,7 @@ impl Vms {
             }
         };
         op.stage("old_disk", format!("removing the old system disk ({})", before.name), None);
-        let removed = async { disk::remove_stale_systems(&dir, &after) };
+        let removed = async { disk::remove_stale(&dir, &after) };
         if let Err(error) = self.step(op, id, "old_disk", removed).await {
             // The VM is the new one all the same; its next start tries again.
             op.notice(format!("the old system disk stays until the next start: {error}"));
@@ -139,7 +139,7 @@ impl Vms {
         let vm = self.find(id.as_str())?;
         op.about(&vm.name);
         if self.live(&id).is_some_and(|l| l.machine().exited().is_none()) {
-            return Err(Error::new(ErrorCode::Busy, format!("VM '{}' is running", vm.name))
+            return Err(Error::new(ErrorCode::Busy, format!("VM '{}' is {}", vm.name, vm.state))
                 .with_hint(format!("'banger vm stop {}', then {verb} it", vm.name)));
         }
         Ok((vm, lock))

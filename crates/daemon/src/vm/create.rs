@@ -66,6 +66,8 @@ impl Vms {
             shape,
             work_disk: request.work_disk,
             system_generation: 0,
+            work_generation: 0,
+            parent: None,
             network: request.network.unwrap_or(self.config.network.value),
             host_access: request.host_access,
             ephemeral: request.rm,

@@ -10,15 +10,20 @@ use banger_model::{Bytes, Error, Result, Vm, VmName};
 use super::start::{failed, make_dir, remove_file};
 use crate::artifacts::blocking;
 
-/// The work disk's file.
-pub(super) const WORK: &str = "work.ext4";
-
 /// The system disk's file. It has the disk's generation in its name: the record says which one counts, so that a
 /// rebuild changes image and disk in one commit.
 pub(crate) fn system(vm_dir: &Path, vm: &Vm) -> PathBuf {
     vm_dir.join(match vm.system_generation {
         0 => "system.ext4".to_owned(),
         generation => format!("system.{generation}.ext4"),
+    })
+}
+
+/// The work disk's file, with its generation in its name as well: a snapshot that is restored brings its own.
+pub(super) fn work(vm_dir: &Path, vm: &Vm) -> PathBuf {
+    vm_dir.join(match vm.work_generation {
+        0 => "work.ext4".to_owned(),
+        generation => format!("work.{generation}.ext4"),
     })
 }
 
@@ -39,9 +44,9 @@ pub(super) fn check_growth(vm: &VmName, what: &str, from: Bytes, to: Bytes) -> R
         .with_hint("disks only grow; 'banger vm create' makes a VM with smaller ones"))
 }
 
-/// Removes the system disks of other generations, and those that are half made.
-pub(super) fn remove_stale_systems(vm_dir: &Path, vm: &Vm) -> Result<()> {
-    let current = system(vm_dir, vm);
+/// Removes the disks of other generations, and those that are half made.
+pub(super) fn remove_stale(vm_dir: &Path, vm: &Vm) -> Result<()> {
+    let current = [system(vm_dir, vm), work(vm_dir, vm)];
     let entries = match std::fs::read_dir(vm_dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -49,8 +54,9 @@ pub(super) fn remove_stale_systems(vm_dir: &Path, vm: &Vm) -> Result<()> {
     };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let disk = name.starts_with("system.") && (name.ends_with(".ext4") || name.ends_with(".ext4.new"));
-        if disk && path != current {
+        let disk = ["system.", "work."].iter().any(|kind| name.starts_with(kind))
+            && [".ext4", ".ext4.new"].iter().any(|end| name.ends_with(end));
+        if disk && !current.contains(&path) {
             remove_file(&path)?;
         }
     }

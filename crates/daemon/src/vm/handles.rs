@@ -19,6 +19,9 @@ pub(crate) struct Handles {
     pub(crate) network: Vec<ProcessId>,
     /// The VMM.
     pub(crate) machine: Option<MachineHandle>,
+    /// Whether its vCPUs may stand still by our doing.
+    #[serde(default)]
+    pub(crate) halted: bool,
 }
 
 impl Handles {
@@ -69,6 +72,7 @@ mod tests {
         let handles = Handles {
             network: vec![ProcessId { pid: 7, start_time: 8, boot_id: "b".into() }],
             machine: None,
+            halted: true,
         };
         handles.save(dir.path()).unwrap();
         assert_eq!(Handles::load(dir.path()), Some(handles));

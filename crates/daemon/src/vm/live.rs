@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use banger_channel::Session;
@@ -13,6 +14,7 @@ use banger_protocol::agent::{AgentHello, VERSION};
 use banger_vmm::{ExitInfo, ExitReason, Machine, console};
 
 use super::Vms;
+use super::pause::paused;
 use super::start::failed;
 use crate::op::{Op, random_bytes};
 
@@ -32,6 +34,8 @@ const BOOT_MARK: &str = "[banger: booted again at ";
 pub(crate) struct Live {
     machine: Arc<dyn Machine>,
     session: tokio::sync::Mutex<Option<Session>>,
+    /// Whether its user halted it.
+    paused: AtomicBool,
 }
 
 impl Live {
@@ -49,11 +53,30 @@ impl Live {
         Ok(self.agent().await?.for_operation(op.id()))
     }
 
+    /// Whether its user halted it.
+    #[must_use]
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+    }
+
     /// The session with the agent. Waits at most as long as an agent that works needs.
     ///
     /// # Errors
-    /// `guest_failed` when the agent does not answer, `unavailable` while it waits for disk space.
+    /// `guest_failed` when the agent does not answer, `not_running` while it is paused, `unavailable` while it waits
+    /// for disk space.
     async fn agent(&self) -> Result<Session> {
+        if self.is_paused() {
+            return Err(paused(&self.machine.handle().name));
+        }
+        self.agent_halted().await
+    }
+
+    /// The same for whoever lets a paused machine go on.
+    pub(super) async fn agent_halted(&self) -> Result<Session> {
         self.not_stalled()?;
         let mut slot = self.session.lock().await;
         if let Some(session) = slot.as_ref().filter(|s| !s.is_closed()) {
@@ -87,7 +110,8 @@ pub(crate) async fn greet(machine: &dyn Machine) -> Result<(Session, AgentHello)
 impl Vms {
     /// Takes a machine into the list of those that run, and watches over it.
     pub(super) fn watch(self: &Arc<Self>, id: VmId, machine: Arc<dyn Machine>, session: Option<Session>) {
-        let live = Arc::new(Live { machine, session: tokio::sync::Mutex::new(session) });
+        let session = tokio::sync::Mutex::new(session);
+        let live = Arc::new(Live { machine, session, paused: AtomicBool::new(false) });
         self.live_map().insert(id.clone(), live.clone());
         let vms = self.clone();
         tokio::spawn(async move {

@@ -8,6 +8,7 @@
 //! | `change` | size and image of a VM that is off |
 //! | `disk` | the files of a VM's own disks |
 //! | `stop` | stop, kill and delete |
+//! | `pause` | pause and resume |
 //! | `teardown` | the one teardown that all of them share |
 //! | `live` | machines that run: agent session, and what happens when one ends |
 //! | `reconcile` | what a new daemon makes of what an old one left |
@@ -23,6 +24,7 @@ mod create;
 mod disk;
 mod handles;
 mod live;
+mod pause;
 mod reconcile;
 mod snapshot;
 mod space;
@@ -209,16 +211,18 @@ impl Vms {
             started_at: vm.started_at,
             boot: vm.boot,
             last_error: stalled.or(vm.last_error),
+            parent: vm.parent,
         }
     }
 
     /// The running machine that a reference means.
     ///
     /// # Errors
-    /// `not_running` with what to type.
+    /// `not_running` with what to type, also when it is paused.
     pub(crate) fn running(&self, reference: &str) -> Result<(Vm, Arc<Live>)> {
         let vm = self.find(reference)?;
         match self.live(&vm.id).filter(|l| l.machine().exited().is_none()) {
+            Some(live) if live.is_paused() => Err(pause::paused(&vm.name)),
             Some(live) => Ok((vm, live)),
             None => Err(not_running(&vm)),
         }
@@ -291,6 +295,8 @@ pub(crate) fn steps() -> Vec<(&'static str, Vec<String>)> {
         ("stop", stop::steps()),
         ("restart", restart),
         ("kill", stop::kill_steps()),
+        ("pause", pause::pause_steps()),
+        ("resume", pause::resume_steps()),
         ("delete", stop::delete_steps()),
         ("set", change::set_steps()),
         ("rebuild", change::rebuild_steps()),

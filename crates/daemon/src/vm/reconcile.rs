@@ -149,6 +149,9 @@ impl Vms {
         let Some(machine) = self.driver(vm.driver)?.adopt(handle).await? else { return Ok(false) };
         tracing::info!(vm_id = %vm.id, vm = %vm.name, pid = machine.handle().process.pid, "adopted");
         self.watch(vm.id.clone(), machine, None);
+        if let (Some(handles), Some(live)) = (handles, self.live(&vm.id)) {
+            self.settle_halt(vm, handles, &live).await?;
+        }
         Ok(true)
     }
 

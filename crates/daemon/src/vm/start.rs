@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use super::capability::{self, Context, Hooks, StepName};
 use super::disk;
 use super::handles::Handles;
+use super::pause::paused;
 use super::reconcile::directory_gone;
 use super::snapshot::Snapshot;
 use super::teardown;
@@ -162,7 +163,10 @@ impl Vms {
         let id = self.find(reference)?.id;
         let lock = self.lock(op, &id).await?;
         let vm = self.find(id.as_str())?;
-        if self.live(&id).is_some_and(|l| l.machine().exited().is_none()) {
+        if let Some(live) = self.live(&id).filter(|l| l.machine().exited().is_none()) {
+            if live.is_paused() {
+                return Err(paused(&vm.name));
+            }
             op.notice(format!("VM '{}' is running already", vm.name));
             return Ok(vm);
         }
@@ -303,7 +307,7 @@ impl Vms {
 
     async fn make_disk(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let dir = self.dirs.state.vm(&start.vm.id);
-        disk::remove_stale_systems(&dir, &start.vm)?;
+        disk::remove_stale(&dir, &start.vm)?;
         let path = disk::system(&dir, &start.vm);
         match start.origin.snapshot() {
             None => start.disk.make(path, start.vm.shape.disk, DiskUse::System).await,

@@ -91,7 +91,10 @@ impl Vms {
     async fn power_down(self: &Arc<Self>, op: &Op, vm: &Vm, live: &Live, timeout: Duration) -> Result<()> {
         let id = &vm.id;
         op.stage("power_off", format!("powering off ({})", vm.name), None);
-        let power_off = async { Ok(powered_off(op, live, timeout).await) };
+        let power_off = async {
+            self.wake_to_stop(live).await;
+            Ok(powered_off(op, live, timeout).await)
+        };
         let off = self.step(op, id, "power_off", power_off).await;
         let end = async {
             if !off.as_ref().is_ok_and(|off| *off) {
@@ -168,7 +171,7 @@ impl Vms {
         let vm = self.find(id.as_str())?;
         op.about(&vm.name);
         if !force && self.live(&id).is_some_and(|l| l.machine().exited().is_none()) {
-            return Err(Error::new(ErrorCode::Busy, format!("VM '{}' is running", vm.name))
+            return Err(Error::new(ErrorCode::Busy, format!("VM '{}' is {}", vm.name, vm.state))
                 .with_hint(format!("stop it first, or 'banger vm delete -f {}'", vm.name)));
         }
         op.stage("delete", format!("deleting ({})", vm.name), None);

@@ -6,8 +6,10 @@ pub(crate) mod exec;
 pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod pause;
 pub(crate) mod rebuild;
 pub(crate) mod restart;
+pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod set;
 pub(crate) mod shell;
@@ -31,6 +33,8 @@ pub(crate) enum VmCommand {
     Stop(stop::Args),
     Restart(restart::Args),
     Kill(kill::Args),
+    Pause(pause::Args),
+    Resume(resume::Args),
     Delete(delete::Args),
     Set(set::Args),
     Rebuild(rebuild::Args),
@@ -57,6 +61,8 @@ impl VmCommand {
             Self::Stop(args) => stop::run(args, context).await,
             Self::Restart(args) => restart::run(args, context).await,
             Self::Kill(args) => kill::run(args, context).await,
+            Self::Pause(args) => pause::run(args, context).await,
+            Self::Resume(args) => resume::run(args, context).await,
             Self::Delete(args) => delete::run(args, context).await,
             Self::Set(args) => set::run(args, context).await,
             Self::Rebuild(args) => rebuild::run(args, context).await,

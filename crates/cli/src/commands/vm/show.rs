@@ -54,6 +54,9 @@ fn render(vm: &VmView) -> String {
         lines.push(("base", w.base_commit.clone()));
         lines.push(("branch", or_dash(w.branch.as_deref())));
     }
+    if let Some(parent) = &vm.parent {
+        lines.push(("parent", format!("{} ({})", parent.name, parent.id)));
+    }
     if let Some(error) = &vm.last_error {
         lines.push(("last error", format!("{} ({})", error.message, error.code)));
     }

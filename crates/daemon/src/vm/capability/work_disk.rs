@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use super::{Capability, Context, Hooks, StepName};
 use crate::artifacts::blocking;
 use crate::vm::Vms;
-use crate::vm::disk::{self, Making, WORK};
+use crate::vm::disk::{self, Making};
 use crate::vm::snapshot::Snapshot;
 use crate::vm::start::{failed, make_dir};
 
@@ -37,7 +37,7 @@ impl Hooks for WorkDisk {
     fn prepare_host<'a>(&'a mut self, cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let Some(size) = cx.vm.work_disk else { return Ok(()) };
-            let path = cx.vms.dirs.state.vm(&cx.vm.id).join(WORK);
+            let path = disk::work(&cx.vms.dirs.state.vm(&cx.vm.id), cx.vm);
             self.path = Some(path.clone());
             if let Some(snapshot) = cx.snapshot {
                 return self.making.copy(Snapshot::work_disk(snapshot.dir()), path).await;
@@ -68,7 +68,7 @@ impl Hooks for WorkDisk {
 /// Whether the homes of a VM that is off are on its work disk, and not still on its system disk: the agent moves them at
 /// the first boot with the disk, which a crash can cut short.
 pub(in crate::vm) fn has_homes(vm_dir: &Path, vm: &Vm) -> bool {
-    let path = vm_dir.join(WORK);
+    let path = disk::work(vm_dir, vm);
     let cut_short = std::fs::read_to_string(note(&path)).is_ok_and(|then| then == last_start(vm));
     vm.work_disk.is_some() && path.exists() && !cut_short
 }
@@ -101,7 +101,7 @@ fn check_change(from: &Vm, to: &Vm) -> Result<()> {
 /// Gives a disk that is there its new size; one that is not gets it when it is made.
 async fn apply_change(vms: &Vms, vm: &Vm) -> Result<()> {
     let Some(size) = vm.work_disk else { return Ok(()) };
-    let path = vms.dirs.state.vm(&vm.id).join(WORK);
+    let path = disk::work(&vms.dirs.state.vm(&vm.id), vm);
     blocking(move || if path.exists() { Ok(VmDisk::extend(&path, size, DiskUse::Work)?) } else { Ok(()) })
         .await
 }
@@ -125,6 +125,8 @@ mod tests {
             shape: MachineShape { vcpu: 1, memory: Mib(512), disk: Bytes(1 << 30) },
             work_disk: None,
             system_generation: 0,
+            work_generation: 0,
+            parent: None,
             network: NetworkMode::None,
             host_access: false,
             ephemeral: false,
@@ -145,7 +147,7 @@ mod tests {
         vm.work_disk = Some(Bytes(1 << 30));
         assert!(!has_homes(dir.path(), &vm), "asked for, and not made yet");
         // Made by a start that a crash cut short
-        let path = dir.path().join(WORK);
+        let path = disk::work(dir.path(), &vm);
         note_making(&vm, &path).unwrap();
         fs::write(&path, "disk").unwrap();
         assert!(!has_homes(dir.path(), &vm));

@@ -1,0 +1,208 @@
+//! Pause and resume: a VM whose vCPUs are halted by its user. The journal in `handles.json` says that they may be, before
+//! they are, so that no daemon's death leaves a machine halted that nobody paused. Must never touch a machine without
+//! its VM's lock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_model::{Error, ErrorCode, Result, Vm, VmId, VmName, VmState};
+use banger_protocol::agent::Request;
+
+use super::handles::Handles;
+use super::live::Live;
+use super::start::failed;
+use super::{VmLock, Vms, not_running};
+use crate::op::Op;
+
+/// How long a guest that goes on may take to set its clock.
+const CLOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// The names of a pause's steps.
+pub(super) fn pause_steps() -> Vec<String> {
+    ["journal", "halt", "paused"].map(str::to_owned).to_vec()
+}
+
+/// The names of a resume's steps.
+pub(super) fn resume_steps() -> Vec<String> {
+    ["go_on", "clock", "resumed"].map(str::to_owned).to_vec()
+}
+
+/// The error of whatever needs a guest that runs.
+#[must_use]
+pub(super) fn paused(name: &VmName) -> Error {
+    Error::new(ErrorCode::NotRunning, format!("VM '{name}' is paused"))
+        .with_hint(format!("let it go on: 'banger vm resume {name}'"))
+}
+
+impl Vms {
+    /// Halts a VM's vCPUs; memory and processes stay as they are.
+    ///
+    /// # Errors
+    /// `not_running`; `unavailable` while it waits for disk space.
+    pub(crate) async fn pause(self: &Arc<Self>, op: &Op, reference: &str) -> Result<Vm> {
+        let (vm, live, _lock) = self.up(op, reference).await?;
+        if live.is_paused() {
+            op.notice(format!("VM '{}' is paused already", vm.name));
+            return Ok(vm);
+        }
+        live.not_stalled()?;
+        op.check()?;
+        op.stage("pause", format!("pausing ({})", vm.name), None);
+        match self.halt(op, &vm.id, &live).await {
+            Ok(paused) => Ok(paused),
+            Err(mut error) => {
+                // It runs on as it did.
+                if live.machine().exited().is_none()
+                    && let Err(also) = self.unhalt(op, &vm.id, &live).await
+                {
+                    error.message = format!("{}; and it could not go on: {also}", error.message);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn halt(self: &Arc<Self>, op: &Op, id: &VmId, live: &Live) -> Result<Vm> {
+        self.step(op, id, "journal", async { self.journal_halt(id, true) }).await?;
+        self.step(op, id, "halt", async { Ok(live.machine().pause().await?) }).await?;
+        live.set_paused(true);
+        let record = async { self.change(op, id, |vm| vm.state = VmState::Paused) };
+        self.step(op, id, "paused", record).await?.ok_or_else(record_gone)
+    }
+
+    async fn unhalt(self: &Arc<Self>, op: &Op, id: &VmId, live: &Live) -> Result<()> {
+        live.machine().resume().await?;
+        live.set_paused(false);
+        self.change(op, id, |vm| vm.state = VmState::Running)?;
+        self.journal_halt(id, false)
+    }
+
+    /// Lets a paused VM go on, with the time it is now.
+    ///
+    /// # Errors
+    /// `not_running`.
+    pub(crate) async fn resume(self: &Arc<Self>, op: &Op, reference: &str) -> Result<Vm> {
+        let (vm, live, _lock) = self.up(op, reference).await?;
+        if !live.is_paused() {
+            op.notice(format!("VM '{}' is not paused", vm.name));
+            return Ok(vm);
+        }
+        op.check()?;
+        op.stage("resume", format!("resuming ({})", vm.name), None);
+        match self.go_on(op, &vm, &live).await {
+            Ok(vm) => Ok(vm),
+            Err(mut error) => {
+                // It stays as it was.
+                if live.machine().exited().is_none()
+                    && let Err(also) = self.halt_again(op, &vm.id, &live).await
+                {
+                    error.message = format!("{}; and it could not be halted again: {also}", error.message);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn go_on(self: &Arc<Self>, op: &Op, vm: &Vm, live: &Live) -> Result<Vm> {
+        let id = &vm.id;
+        self.step(op, id, "go_on", async { Ok(live.machine().resume().await?) }).await?;
+        let clock = async {
+            if let Err(error) = set_clock(live).await {
+                op.notice(format!("the clock of VM '{}' may be wrong: {error}", vm.name));
+            }
+            Ok(())
+        };
+        self.step(op, id, "clock", clock).await?;
+        let record = async {
+            let vm = self.change(op, id, |vm| vm.state = VmState::Running)?.ok_or_else(record_gone)?;
+            self.journal_halt(id, false)?;
+            Ok(vm)
+        };
+        let vm = self.step(op, id, "resumed", record).await?;
+        live.set_paused(false);
+        Ok(vm)
+    }
+
+    async fn halt_again(self: &Arc<Self>, op: &Op, id: &VmId, live: &Live) -> Result<()> {
+        self.journal_halt(id, true)?;
+        live.machine().pause().await?;
+        self.change(op, id, |vm| vm.state = VmState::Paused)?;
+        Ok(())
+    }
+
+    /// Lets a paused machine run for its own end: whoever stops it has recorded that.
+    pub(super) async fn wake_to_stop(&self, live: &Live) {
+        if !live.is_paused() {
+            return;
+        }
+        let woken = async {
+            live.machine().resume().await?;
+            set_clock(live).await
+        };
+        if let Err(error) = woken.await {
+            tracing::warn!(vm = %live.machine().handle().name, %error, "a paused guest does not go on in good order");
+        }
+        live.set_paused(false);
+    }
+
+    /// Makes an adopted machine what its record says: halted when its user paused it, and else never, whatever a
+    /// daemon that died was about to do with it.
+    pub(super) async fn settle_halt(&self, vm: &Vm, handles: &Handles, live: &Arc<Live>) -> Result<()> {
+        if vm.state == VmState::Paused {
+            live.machine().pause().await?;
+            live.set_paused(true);
+            return Ok(());
+        }
+        if !handles.halted {
+            return Ok(());
+        }
+        tracing::info!(vm_id = %vm.id, vm = %vm.name, "a machine that a daemon's death left halted goes on");
+        live.machine().resume().await?;
+        let live = live.clone();
+        // A guest that does not answer keeps no daemon from starting.
+        tokio::spawn(async move {
+            if let Err(error) = set_clock(&live).await {
+                tracing::warn!(vm = %live.machine().handle().name, %error, "the clock of a guest that goes on may be wrong");
+            }
+        });
+        self.journal_halt(&vm.id, false)
+    }
+
+    /// Notes that the machine's vCPUs may stand still, or that they do not any more.
+    pub(super) fn journal_halt(&self, id: &VmId, halted: bool) -> Result<()> {
+        let dir = self.dirs.state.vm(id);
+        let Some(mut handles) = Handles::load(&dir) else { return Ok(()) };
+        handles.halted = halted;
+        handles.save(&dir).map_err(|e| failed("write handles.json in", &dir, &e))
+    }
+
+    /// A VM that is up, and its lock.
+    pub(super) async fn up(&self, op: &Op, reference: &str) -> Result<(Vm, Arc<Live>, VmLock)> {
+        let id = self.find(reference)?.id;
+        let lock = self.lock(op, &id).await?;
+        let vm = self.find(id.as_str())?;
+        op.about(&vm.name);
+        let live = self.live(&id).filter(|l| l.machine().exited().is_none());
+        live.map(|live| (vm.clone(), live, lock)).ok_or_else(|| not_running(&vm))
+    }
+}
+
+/// Sets a guest's wall clock to the host's.
+pub(super) async fn set_clock(live: &Live) -> Result<()> {
+    let set = async {
+        let agent = live.agent_halted().await?;
+        let unix_ns = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+        agent.call(&Request::SetTime { unix_ns }).await?;
+        Ok(())
+    };
+    match tokio::time::timeout(CLOCK_LIMIT, set).await {
+        Ok(set) => set,
+        Err(_) => {
+            Err(Error::new(ErrorCode::GuestFailed, format!("no answer within {} s", CLOCK_LIMIT.as_secs())))
+        }
+    }
+}
+
+fn record_gone() -> Error {
+    Error::internal("the VM's record vanished")
+}
