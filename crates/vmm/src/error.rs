@@ -255,6 +255,9 @@ impl VmmError {
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::NotRunning { .. } => ErrorCode::NotRunning,
             Self::Callers(error) => error.code,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                ErrorCode::Unavailable
+            }
             Self::File { .. } | Self::Control { .. } | Self::ForeignHandle { .. } | Self::Process { .. } => {
                 ErrorCode::Internal
             }
@@ -277,8 +280,11 @@ impl VmmError {
             Self::Kernel { .. } => "pull the kernel again: 'banger kernel pull --force NAME'",
             Self::DiskInUse { .. } => "'banger vm list' shows what runs",
             Self::RefusedAtStart { .. } => "'banger vm logs' has the machine monitor's own log",
-            Self::NoSnapshot { .. } => "start it as a template, or use the firecracker driver",
+            Self::NoSnapshot { .. } => "stop it and start it again, then try once more",
             Self::ForeignSnapshot { .. } => "start the VM without the snapshot: it boots cold",
+            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free some space there: 'banger vm list' shows what can be deleted"
+            }
             Self::DriverUnavailable { .. } => "use '--driver qemu' or '--driver auto'",
             Self::KvmUnavailable { hint, .. } | Self::CageIncomplete { hint, .. } => hint,
             Self::CageMissing { .. } => "install banger again ('make install'): its programs belong together",

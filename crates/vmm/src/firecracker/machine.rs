@@ -27,6 +27,8 @@ const STOPPING: Duration = Duration::from_millis(1);
 const END: Signal = Signal::KILL;
 /// What it says at its end (its log) when the guest reset the machine.
 const GOOD_END: &str = "exiting successfully";
+/// How the system's error for a full disk ends.
+const NO_SPACE: &str = "(os error 28)";
 /// Lines of its log that are looked at for that.
 const LAST_WORDS: usize = 8;
 
@@ -42,6 +44,8 @@ pub(super) struct FirecrackerMachine {
 
 pub(super) fn adopt(handle: &MachineHandle, quirks: Quirks) -> Result<Option<FirecrackerMachine>> {
     let Some(pidfd) = handle.process.open_pidfd()? else { return Ok(None) };
+    // What a snapshot left that nobody waits for any more.
+    place::clear_room(&handle.words);
     Ok(Some(FirecrackerMachine::watch(handle.clone(), Some(pidfd), quirks)))
 }
 
@@ -95,16 +99,20 @@ impl FirecrackerMachine {
         let failed = |error: ApiError| self.failed("snapshot", &error);
         let version = self.client.version().await.map_err(failed)?;
         // It may write in rooms of its own only; what it has written is moved from there.
-        let room = place::room(&self.handle.words);
-        let room = std::path::absolute(&room).map_err(VmmError::file("find", &room))?;
-        let [memory, state] = ["memory", "state"].map(|name| room.join(name));
+        let [memory, state] = place::snapshot(&self.handle.words);
+        let [memory, state] = [memory, state].map(|path| std::path::absolute(&path).unwrap_or(path));
         let _leftovers = Cleanup::of(&[&memory, &state]);
         let call = CreateSnapshot {
             snapshot_type: SnapshotType::Full,
             snapshot_path: &state,
             mem_file_path: &memory,
         };
-        self.client.put(&call).await.map_err(failed)?;
+        self.client.put(&call).await.map_err(|error| match &error {
+            ApiError::Refused(why) if why.contains(NO_SPACE) => {
+                VmmError::file("write", &memory)(std::io::ErrorKind::StorageFull.into())
+            }
+            _ => failed(error),
+        })?;
         let (to, moves) = (
             files.memory.clone(),
             [(memory.clone(), files.memory.clone()), (state.clone(), files.state.clone())],

@@ -36,10 +36,11 @@ pub(super) fn furnish(spec: &MachineSpec, kernel: &Path, words: &Words) -> Resul
     }
     let disks = spec.disks.iter().map(|d| (disk(d), d.path.clone()));
     let fixed = [(KERNEL, kernel.to_owned()), (INITRAMFS, spec.initramfs.clone()), (LOG, words.log())];
-    match rustix::fs::mkdir(&room(words), Mode::RWXU) {
+    match rustix::fs::mkdir(room(words), Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(VmmError::file("make", &room(words))(e.into())),
     }
+    clear_room(words);
     for (name, target) in fixed.into_iter().map(|(name, path)| (name.to_owned(), path)).chain(disks) {
         let link = dir.join(name);
         remove(&link)?;
@@ -60,6 +61,16 @@ fn remove(path: &PathBuf) -> Result<()> {
 /// Where it writes its snapshots, from where they are taken away at once: the runtime directory may be in memory.
 pub(super) fn room(words: &Words) -> PathBuf {
     words.dir.join("room")
+}
+
+/// The memory and the state that it writes there.
+pub(super) fn snapshot(words: &Words) -> [PathBuf; 2] {
+    ["memory", "state"].map(|name| room(words).join(name))
+}
+
+/// Removes what lies there.
+pub(super) fn clear_room(words: &Words) {
+    drop(Cleanup::of(&snapshot(words).each_ref().map(PathBuf::as_path)));
 }
 
 /// What of the host this machine's Firecracker may have.

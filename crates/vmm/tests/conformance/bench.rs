@@ -146,6 +146,15 @@ pub(crate) async fn console_says(path: &Path, words: &str) {
     until(|| console::tail(path, 100).iter().any(|line| line.contains(words))).await;
 }
 
+/// The last number that a counting guest has said.
+pub(crate) fn last_number(bench: &Bench) -> u32 {
+    guest::numbers(&read(&bench.console())).last().copied().unwrap_or_default()
+}
+
+pub(crate) async fn counts_beyond(bench: &Bench, number: u32) {
+    until(|| last_number(bench) > number).await;
+}
+
 pub(crate) fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }

@@ -1,15 +1,15 @@
 //! The *machine* level: what a driver does with a machine, whatever runs in it.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use banger_model::{Error, ErrorCode};
-use banger_vmm::{DiskRole, ExitReason, MachineSpec, NetDevice, Signal, VmmError, console, process};
+use banger_vmm::{ExitReason, MachineSpec, NetDevice, Signal, VmmError, console, process};
 
-use crate::bench::{Bench, Subject, console_says, mode, nothing, read, soon, until};
+use crate::bench::{Bench, Subject, console_says, counts_beyond, last_number, mode, read, soon, until};
 use crate::{Scenario, guest, scenarios};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -19,9 +19,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         a_paused_machine_stands_still,
         a_killed_vmm_is_noticed_and_reaped,
         another_daemon_takes_a_machine_over,
-        a_snapshot_goes_on_elsewhere_and_more_than_once,
-        a_snapshot_of_something_else_is_refused,
-        a_snapshot_that_fails_leaves_nothing_and_the_machine_goes_on,
         every_failure_to_start_says_why_and_leaves_nothing,
         two_machines_cannot_write_to_one_disk,
         a_network_ends_with_its_machine,
@@ -98,14 +95,6 @@ async fn the_guests_own_end_is_told_apart(subject: Subject) {
     }
 }
 
-fn last_number(bench: &Bench) -> u32 {
-    guest::numbers(&read(&bench.console())).last().copied().unwrap_or_default()
-}
-
-async fn counts_beyond(bench: &Bench, number: u32) {
-    until(|| last_number(bench) > number).await;
-}
-
 async fn a_paused_machine_stands_still(subject: Subject) {
     let bench = Bench::new(&subject);
     let machine = bench.launch(&guest::count()).await;
@@ -114,6 +103,7 @@ async fn a_paused_machine_stands_still(subject: Subject) {
         // When it is paused, and what it has said so far is written
         soon(machine.pause()).await.unwrap();
         soon(machine.pause()).await.expect("a paused machine can be paused");
+        assert!(soon(machine.is_paused()).await.unwrap());
         tokio::time::sleep(Duration::from_millis(50)).await;
         let before = read(&bench.console());
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -121,6 +111,7 @@ async fn a_paused_machine_stands_still(subject: Subject) {
         assert_eq!(read(&bench.console()), before);
         soon(machine.resume()).await.unwrap();
         soon(machine.resume()).await.expect("a running machine can be resumed");
+        assert!(!soon(machine.is_paused()).await.unwrap());
         counts_beyond(&bench, last_number(&bench)).await;
     }
     // And a paused machine can be stopped
@@ -172,97 +163,6 @@ async fn another_daemon_takes_a_machine_over(subject: Subject) {
         // And then there is nothing to adopt any more
         assert!(soon(subject.driver.adopt(&handle)).await.unwrap().is_none());
     }
-}
-
-async fn a_snapshot_goes_on_elsewhere_and_more_than_once(subject: Subject) {
-    // Given a machine that has counted for a while
-    let first = Bench::new(&subject);
-    let machine = soon(subject.driver.launch(first.spec(&guest::count()))).await.unwrap();
-    counts_beyond(&first, 20).await;
-    // When it is snapshotted
-    let home = tempfile::tempdir().unwrap();
-    let dir = home.path().join("snapshot");
-    fs::create_dir(&dir).unwrap();
-    soon(machine.snapshot(&dir, nothing())).await.unwrap();
-    let then = last_number(&first);
-    // Then the files are private and sparse
-    for entry in fs::read_dir(&dir).unwrap() {
-        assert_eq!(mode(&entry.unwrap().path()), 0o600);
-    }
-    let memory = dir.join("memory").metadata().unwrap();
-    assert_eq!(memory.size(), 64 << 20);
-    assert!(memory.blocks() * 512 < 8 << 20, "{} bytes are stored", memory.blocks() * 512);
-    // And the machine stands still until it is told to go on, and then goes on
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(last_number(&first), then);
-    soon(machine.resume()).await.unwrap();
-    counts_beyond(&first, then + 5).await;
-    // When others go on from there, while it still runs
-    let files = |name: &str| fs::read(dir.join(name)).unwrap();
-    let before = (files("memory"), files("state"));
-    for _ in 0..2 {
-        let other = Bench::new(&subject);
-        let spec = other.spec(b"another kernel that nobody looks at");
-        let clone = soon(subject.driver.restore(spec, &dir)).await.unwrap();
-        counts_beyond(&other, then + 5).await;
-        // Then they begin where it was, not where it is, nor at nothing
-        let numbers = guest::numbers(&read(&other.console()));
-        assert!((then..then + 4).contains(&numbers[0]), "{then}: {:?}", &numbers[..5]);
-        assert_eq!(clone.handle().vm, other.id);
-        assert_eq!(process::find_marked(&other.id).unwrap(), [clone.handle().process.clone()]);
-        soon(clone.pause()).await.unwrap();
-        soon(clone.resume()).await.unwrap();
-        counts_beyond(&other, last_number(&other)).await;
-        soon(clone.stop()).await.unwrap();
-    }
-    // And none of them wrote to the snapshot
-    assert!(before == (files("memory"), files("state")));
-    let at = last_number(&first);
-    counts_beyond(&first, at).await;
-    soon(machine.stop()).await.unwrap();
-}
-
-async fn a_snapshot_of_something_else_is_refused(subject: Subject) {
-    let first = Bench::new(&subject);
-    let machine = soon(subject.driver.launch(first.spec(&guest::count()))).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    soon(machine.snapshot(dir.path(), nothing())).await.unwrap();
-    soon(machine.stop()).await.unwrap();
-    let other = Bench::new(&subject);
-    let mut larger = other.spec(&guest::idle());
-    larger.shape.memory.0 = 96;
-    let mut fewer = other.spec(&guest::idle());
-    fewer.disks.clear();
-    let mut altered = other.spec(&guest::idle());
-    altered.disks[0].role = DiskRole::Work;
-    for spec in [larger, fewer, altered] {
-        let error = soon(subject.driver.restore(spec, dir.path())).await.unwrap_err();
-        assert!(matches!(error, VmmError::ForeignSnapshot { .. }), "{error:?}");
-        other.assert_nothing_left("a refusal");
-    }
-    // And one whose memory was lost, and one that was never finished
-    fs::remove_file(dir.path().join("memory")).unwrap();
-    assert!(soon(subject.driver.restore(other.spec(&guest::idle()), dir.path())).await.is_err());
-    other.assert_nothing_left("a snapshot without memory");
-    fs::remove_file(dir.path().join("snapshot.json")).unwrap();
-    assert!(soon(subject.driver.restore(other.spec(&guest::idle()), dir.path())).await.is_err());
-    other.assert_nothing_left("half a snapshot");
-}
-
-async fn a_snapshot_that_fails_leaves_nothing_and_the_machine_goes_on(subject: Subject) {
-    let bench = Bench::new(&subject);
-    let machine = soon(subject.driver.launch(bench.spec(&guest::count()))).await.unwrap();
-    // Given no directory, and one in which something lies already
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("state"), "mine").unwrap();
-    for place in [dir.path().join("absent"), dir.path().to_owned()] {
-        assert!(soon(machine.snapshot(&place, nothing())).await.is_err());
-    }
-    assert_eq!(read(&dir.path().join("state")), "mine");
-    assert!(!dir.path().join("memory").exists() && !dir.path().join("snapshot.json").exists());
-    soon(machine.resume()).await.unwrap();
-    counts_beyond(&bench, last_number(&bench) + 2).await;
-    soon(machine.stop()).await.unwrap();
 }
 
 async fn every_failure_to_start_says_why_and_leaves_nothing(subject: Subject) {

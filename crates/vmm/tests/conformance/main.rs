@@ -14,6 +14,7 @@ mod guest;
 mod machine;
 mod real;
 mod scripted;
+mod snapshots;
 
 use std::io::Write;
 use std::path::Path;
@@ -93,6 +94,9 @@ async fn run(level: &str, subject: Result<Subject, String>, driver: &str, scenar
             return;
         }
     };
+    // One scenario by itself, by words of its name.
+    let wanted = std::env::var("BANGER_SCENARIO").unwrap_or_default().replace(' ', "_");
+    let scenarios: Vec<_> = scenarios.into_iter().filter(|s| s.name.contains(&wanted)).collect();
     let version = subject.driver.capabilities().await.expect("a driver that can be used").version;
     let (mut passed, mut failed) = (0, Vec::new());
     for scenario in &scenarios {
@@ -114,14 +118,27 @@ async fn run(level: &str, subject: Result<Subject, String>, driver: &str, scenar
     assert!(failed.is_empty(), "{}, {level} level:\n{}", subject.name, failed.join("\n"));
 }
 
+fn machine_level() -> Vec<Scenario> {
+    machine::scenarios().into_iter().chain(snapshots::scenarios()).collect()
+}
+
+/// Nothing by itself: a scenario runs it in another process, and kills that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_killed() {
+    let Some(order) = std::env::var_os(snapshots::ORDER) else { return };
+    let driver = std::env::var("BANGER_CONFORMANCE_DRIVER").unwrap();
+    let subject = if driver == "qemu" { qemu() } else { firecracker() }.unwrap();
+    snapshots::be_killed(subject, Path::new(&order)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn qemu_machine() {
-    run("machine", qemu(), "qemu", machine::scenarios()).await;
+    run("machine", qemu(), "qemu", machine_level()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn firecracker_machine() {
-    run("machine", firecracker(), "firecracker", machine::scenarios()).await;
+    run("machine", firecracker(), "firecracker", machine_level()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

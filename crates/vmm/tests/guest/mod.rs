@@ -43,8 +43,29 @@ pub(crate) fn reset_line() -> Vec<u8> {
 /// Counts in memory for ever and writes each number to the first serial port: eight letters, `A` for
 /// a nibble of 0 to `P` for one of 15.
 pub(crate) fn count() -> Vec<u8> {
-    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
+    count_and(Vec::new(), &[])
+}
+
+/// Writes to each page from 4 MiB on, as many MiB, and reads them all before it says a number.
+pub(crate) fn count_in(mib: u32) -> Vec<u8> {
+    let each = |access: [u8; 2]| {
+        let mut code = vec![0xbf, 0, 0, 0x40, 0]; // mov edi, 0x400000
+        code.extend(access);
+        code.extend([0x81, 0xc7, 0, 0x10, 0, 0]); // add edi, 0x1000
+        code.extend([0x81, 0xff]); // cmp edi, the end
+        code.extend(((mib + 4) << 20).to_le_bytes());
+        code.extend([0x72, 0xf0]); // jb to the access
+        code
+    };
+    // mov [edi], edi; mov eax, [edi]
+    count_and(each([0x89, 0x3f]), &each([0x8b, 0x07]))
+}
+
+fn count_and(first: Vec<u8>, each: &[u8]) -> Vec<u8> {
+    let mut code = first;
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
     let again = code.len();
+    code.extend(each);
     code.extend([0xff, 0x05, 0x00, 0x00, 0x20, 0x00]); // inc dword [0x200000]
     code.extend([0x8b, 0x1d, 0x00, 0x00, 0x20, 0x00]); // mov ebx, [0x200000]
     code.extend([0xb9, 8, 0, 0, 0]); // mov ecx, 8
