@@ -84,6 +84,7 @@ impl Daemon {
         vms.reconcile().await?;
         tokio::spawn(vms.clone().cap_consoles());
         tokio::spawn(vms.clone().resume_stalled());
+        tokio::spawn(vms.clone().watch_clock());
         tokio::spawn(vms.clone().reconcile_for_ever());
         let workspaces = Workspaces::new(store, dirs.state.clone());
         let started = Instant::now();

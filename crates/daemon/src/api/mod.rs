@@ -6,6 +6,7 @@ mod change;
 mod control;
 mod exec;
 mod logs;
+mod moments;
 mod operations;
 mod outgoing;
 mod respond;
@@ -46,6 +47,10 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .routes(routes!(vms::kill))
         .routes(routes!(vms::pause))
         .routes(routes!(vms::resume))
+        .routes(routes!(moments::fork))
+        .routes(routes!(moments::list_snapshots, moments::create_snapshot))
+        .routes(routes!(moments::restore_snapshot))
+        .routes(routes!(moments::delete_snapshot))
         .routes(routes!(change::set))
         .routes(routes!(change::rebuild))
         .routes(routes!(exec::exec))

@@ -76,7 +76,8 @@ impl Vms {
     /// Puts a VM that is off on another image, with a new system disk. Its work disk stays as it is.
     ///
     /// # Errors
-    /// `busy` when it runs, `invalid_argument` when it has no work disk and nothing says that all may go;
+    /// `busy` when it runs or its snapshots need the image, `invalid_argument` when it has no work disk and nothing says
+    /// that all may go;
     /// `image_missing`.
     pub(crate) async fn rebuild(
         self: &Arc<Self>,
@@ -94,6 +95,9 @@ impl Vms {
         let name = request.image.unwrap_or_else(|| before.image.clone());
         let image = self.step(op, id, "image", self.artifacts.ensure_image(op, &name)).await?;
         self.artifacts.image_file(&image.digest)?;
+        if image.digest != before.image_digest {
+            self.without_snapshots(&before)?;
+        }
         op.check()?;
         op.stage("record", format!("recording ({})", before.name), None);
         let kept = before.workspace.clone().filter(|w| homes_stay && is_in_home(w.guest_path.as_str()));

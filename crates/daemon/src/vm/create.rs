@@ -175,7 +175,7 @@ impl Vms {
     }
 
     /// A VM needs little at first, but a full disk would tear its first writes.
-    fn enough_disk(&self) -> Result<()> {
+    pub(super) fn enough_disk(&self) -> Result<()> {
         const LEAST: u64 = 256 << 20;
         let path = self.dirs.state.path();
         let stat = rustix::fs::statvfs(path)

@@ -22,6 +22,9 @@ pub(crate) struct Handles {
     /// Whether its vCPUs may stand still by our doing.
     #[serde(default)]
     pub(crate) halted: bool,
+    /// Whether its processes stood still when its user paused it.
+    #[serde(default)]
+    pub(crate) frozen: bool,
 }
 
 impl Handles {
@@ -73,6 +76,7 @@ mod tests {
             network: vec![ProcessId { pid: 7, start_time: 8, boot_id: "b".into() }],
             machine: None,
             halted: true,
+            frozen: true,
         };
         handles.save(dir.path()).unwrap();
         assert_eq!(Handles::load(dir.path()), Some(handles));

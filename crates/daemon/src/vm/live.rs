@@ -36,6 +36,8 @@ pub(crate) struct Live {
     session: tokio::sync::Mutex<Option<Session>>,
     /// Whether its user halted it.
     paused: AtomicBool,
+    /// Whether its processes stood still before that.
+    frozen: AtomicBool,
 }
 
 impl Live {
@@ -57,6 +59,16 @@ impl Live {
     #[must_use]
     pub(super) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Acquire)
+    }
+
+    /// Whether its processes stood still before it was halted.
+    #[must_use]
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_frozen(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::Release);
     }
 
     pub(super) fn set_paused(&self, paused: bool) {
@@ -111,7 +123,12 @@ impl Vms {
     /// Takes a machine into the list of those that run, and watches over it.
     pub(super) fn watch(self: &Arc<Self>, id: VmId, machine: Arc<dyn Machine>, session: Option<Session>) {
         let session = tokio::sync::Mutex::new(session);
-        let live = Arc::new(Live { machine, session, paused: AtomicBool::new(false) });
+        let live = Arc::new(Live {
+            machine,
+            session,
+            paused: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
+        });
         self.live_map().insert(id.clone(), live.clone());
         let vms = self.clone();
         tokio::spawn(async move {

@@ -9,6 +9,10 @@
 //! | `disk` | the files of a VM's own disks |
 //! | `stop` | stop, kill and delete |
 //! | `pause` | pause and resume |
+//! | `capture` | the present moment of a VM, as files |
+//! | `fork` | VMs that go on from there |
+//! | `snapshots` | moments that are kept, and the way back |
+//! | `clock` | what guests are told when the host has slept |
 //! | `teardown` | the one teardown that all of them share |
 //! | `live` | machines that run: agent session, and what happens when one ends |
 //! | `reconcile` | what a new daemon makes of what an old one left |
@@ -19,14 +23,18 @@
 //! A VM's lock is held over a lifecycle operation, never over guest I/O.
 
 pub(crate) mod capability;
+mod capture;
 mod change;
+mod clock;
 mod create;
 mod disk;
+mod fork;
 mod handles;
 mod live;
 mod pause;
 mod reconcile;
 mod snapshot;
+mod snapshots;
 mod space;
 mod start;
 mod stop;
@@ -298,6 +306,10 @@ pub(crate) fn steps() -> Vec<(&'static str, Vec<String>)> {
         ("pause", pause::pause_steps()),
         ("resume", pause::resume_steps()),
         ("delete", stop::delete_steps()),
+        ("fork", fork::steps()),
+        ("snapshot_create", snapshots::create_steps()),
+        ("snapshot_restore", snapshots::restore_steps()),
+        ("snapshot_delete", snapshots::delete_steps()),
         ("set", change::set_steps()),
         ("rebuild", change::rebuild_steps()),
     ]

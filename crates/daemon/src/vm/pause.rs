@@ -5,8 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use banger_channel::{ChannelError, Session};
 use banger_model::{Error, ErrorCode, Result, Vm, VmId, VmName, VmState};
-use banger_protocol::agent::Request;
+use banger_protocol::agent::{Reply, Request};
 
 use super::handles::Handles;
 use super::live::Live;
@@ -14,8 +15,8 @@ use super::start::failed;
 use super::{VmLock, Vms, not_running};
 use crate::op::Op;
 
-/// How long a guest that goes on may take to set its clock.
-const CLOCK_LIMIT: Duration = Duration::from_secs(5);
+/// How long a guest may take to stand still or to go on.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// The names of a pause's steps.
 pub(super) fn pause_steps() -> Vec<String> {
@@ -64,7 +65,7 @@ impl Vms {
 
     async fn halt(self: &Arc<Self>, op: &Op, id: &VmId, live: &Live) -> Result<Vm> {
         self.step(op, id, "journal", async { self.journal_halt(id, true) }).await?;
-        self.step(op, id, "halt", async { Ok(live.machine().pause().await?) }).await?;
+        self.step(op, id, "halt", self.stand_still(id, live)).await?;
         live.set_paused(true);
         let record = async { self.change(op, id, |vm| vm.state = VmState::Paused) };
         self.step(op, id, "paused", record).await?.ok_or_else(record_gone)
@@ -73,8 +74,23 @@ impl Vms {
     async fn unhalt(self: &Arc<Self>, op: &Op, id: &VmId, live: &Live) -> Result<()> {
         live.machine().resume().await?;
         live.set_paused(false);
+        if let Err(error) = thaw(live).await {
+            tracing::warn!(vm_id = %id, %error, "a guest that is not paused after all may stand still");
+        }
         self.change(op, id, |vm| vm.state = VmState::Running)?;
         self.journal_halt(id, false)
+    }
+
+    /// The guest's processes first, so that a copy of it can be told who it is before they go on, then its vCPUs. One
+    /// whose agent cannot do that is paused all the same.
+    async fn stand_still(&self, id: &VmId, live: &Live) -> Result<()> {
+        let frozen = freeze(live).await;
+        if let Err(error) = &frozen {
+            tracing::info!(vm_id = %id, %error, "a guest is paused in the midst of its work");
+        }
+        live.set_frozen(frozen.is_ok());
+        self.journal(id, |handles| handles.frozen = frozen.is_ok())?;
+        Ok(live.machine().pause().await?)
     }
 
     /// Lets a paused VM go on, with the time it is now.
@@ -107,7 +123,7 @@ impl Vms {
         let id = &vm.id;
         self.step(op, id, "go_on", async { Ok(live.machine().resume().await?) }).await?;
         let clock = async {
-            if let Err(error) = set_clock(live).await {
+            if let Err(error) = thaw(live).await {
                 op.notice(format!("the clock of VM '{}' may be wrong: {error}", vm.name));
             }
             Ok(())
@@ -125,7 +141,8 @@ impl Vms {
 
     async fn halt_again(self: &Arc<Self>, op: &Op, id: &VmId, live: &Live) -> Result<()> {
         self.journal_halt(id, true)?;
-        live.machine().pause().await?;
+        self.stand_still(id, live).await?;
+        live.set_paused(true);
         self.change(op, id, |vm| vm.state = VmState::Paused)?;
         Ok(())
     }
@@ -137,7 +154,7 @@ impl Vms {
         }
         let woken = async {
             live.machine().resume().await?;
-            set_clock(live).await
+            thaw(live).await
         };
         if let Err(error) = woken.await {
             tracing::warn!(vm = %live.machine().handle().name, %error, "a paused guest does not go on in good order");
@@ -151,6 +168,7 @@ impl Vms {
         if vm.state == VmState::Paused {
             live.machine().pause().await?;
             live.set_paused(true);
+            live.set_frozen(handles.frozen);
             return Ok(());
         }
         if !handles.halted {
@@ -161,7 +179,7 @@ impl Vms {
         let live = live.clone();
         // A guest that does not answer keeps no daemon from starting.
         tokio::spawn(async move {
-            if let Err(error) = set_clock(&live).await {
+            if let Err(error) = thaw(&live).await {
                 tracing::warn!(vm = %live.machine().handle().name, %error, "the clock of a guest that goes on may be wrong");
             }
         });
@@ -170,9 +188,13 @@ impl Vms {
 
     /// Notes that the machine's vCPUs may stand still, or that they do not any more.
     pub(super) fn journal_halt(&self, id: &VmId, halted: bool) -> Result<()> {
+        self.journal(id, |handles| handles.halted = halted)
+    }
+
+    fn journal(&self, id: &VmId, note: impl FnOnce(&mut Handles)) -> Result<()> {
         let dir = self.dirs.state.vm(id);
         let Some(mut handles) = Handles::load(&dir) else { return Ok(()) };
-        handles.halted = halted;
+        note(&mut handles);
         handles.save(&dir).map_err(|e| failed("write handles.json in", &dir, &e))
     }
 
@@ -187,18 +209,38 @@ impl Vms {
     }
 }
 
+/// Lets a guest's processes stand still, all but its agent.
+pub(super) async fn freeze(live: &Live) -> Result<()> {
+    within(live, async |agent| Ok(agent.call(&Request::Freeze).await?)).await
+}
+
+/// Sets a guest's wall clock, then lets its processes go on if they stood still.
+pub(super) async fn thaw(live: &Live) -> Result<()> {
+    within(live, async |agent| match agent.call(&Request::Thaw { unix_ns: now() }).await {
+        Err(ChannelError::TooOld { .. }) => Ok(agent.call(&Request::SetTime { unix_ns: now() }).await?),
+        thawed => Ok(thawed?),
+    })
+    .await
+}
+
 /// Sets a guest's wall clock to the host's.
 pub(super) async fn set_clock(live: &Live) -> Result<()> {
-    let set = async {
-        let agent = live.agent_halted().await?;
-        let unix_ns = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-        agent.call(&Request::SetTime { unix_ns }).await?;
-        Ok(())
-    };
-    match tokio::time::timeout(CLOCK_LIMIT, set).await {
-        Ok(set) => set,
+    within(live, async |agent| Ok(agent.call(&Request::SetTime { unix_ns: now() }).await?)).await
+}
+
+fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// A request to the agent of a machine that may just have been halted.
+async fn within(live: &Live, ask: impl AsyncFnOnce(Session) -> Result<Reply>) -> Result<()> {
+    let asked = async { ask(live.agent_halted().await?).await };
+    match tokio::time::timeout(LIMIT, asked).await {
+        Ok(answer) => answer.map(drop),
         Err(_) => {
-            Err(Error::new(ErrorCode::GuestFailed, format!("no answer within {} s", CLOCK_LIMIT.as_secs())))
+            let name = &live.machine().handle().name;
+            let message = format!("the agent in VM '{name}' did not answer within {} s", LIMIT.as_secs());
+            Err(Error::new(ErrorCode::GuestFailed, message))
         }
     }
 }

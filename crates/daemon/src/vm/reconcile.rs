@@ -96,6 +96,7 @@ impl Vms {
     async fn agree(self: &Arc<Self>, op: &Op, vm: Vm, lock: VmLock, first: bool) -> Result<()> {
         let dir = self.dirs.state.vm(&vm.id);
         let handles = Handles::load(&dir);
+        self.sweep_snapshots(&vm.id);
         if first && vm.unfinished.is_none() && self.adopt(&vm, handles.as_ref()).await? {
             match vm.state {
                 VmState::Stopping => self.finish_stop(vm.id.clone(), lock),

@@ -154,6 +154,11 @@ impl Snapshot {
         Ok(Self { dir: dir.to_owned(), about })
     }
 
+    /// Whether there is more than disks.
+    pub(crate) fn has_memory(&self) -> bool {
+        MACHINE.iter().any(|name| self.dir.join(name).exists())
+    }
+
     /// Where it is.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir

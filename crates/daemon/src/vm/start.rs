@@ -34,15 +34,25 @@ pub(super) enum Origin {
     /// The kernel's first instruction.
     #[default]
     Boot,
-    /// Where another VM was, or this one some time ago.
+    /// Where another VM was.
     Restore(Snapshot),
+    /// Where this one was some time ago: the disks of then are there already.
+    Back(Snapshot),
 }
 
 impl Origin {
     fn snapshot(&self) -> Option<&Snapshot> {
         match self {
             Self::Boot => None,
+            Self::Restore(snapshot) | Self::Back(snapshot) => Some(snapshot),
+        }
+    }
+
+    /// Whose disks are to be copied.
+    fn disks(&self) -> Option<&Snapshot> {
+        match self {
             Self::Restore(snapshot) => Some(snapshot),
+            Self::Boot | Self::Back(_) => None,
         }
     }
 }
@@ -127,6 +137,9 @@ const TABLE: &[Line] = &[
     own("workspace_readonly", "protecting the workspace", |v, s| Box::pin(v.protect_workspace(s)), None),
     own("running", "recording", |v, s| Box::pin(v.record_running(s)), None),
 ];
+
+/// The names of those steps that are another thing where a machine goes on from a snapshot.
+pub(super) const RESTORED_STEPS: [&str; 4] = ["system_disk", "launch", "boot", "running"];
 
 /// The names of a start's steps, the teardown of what an earlier run left first. The crash tests and `--timings` know
 /// them by these.
@@ -309,7 +322,7 @@ impl Vms {
         let dir = self.dirs.state.vm(&start.vm.id);
         disk::remove_stale(&dir, &start.vm)?;
         let path = disk::system(&dir, &start.vm);
-        match start.origin.snapshot() {
+        match start.origin.disks() {
             None => start.disk.make(path, start.vm.shape.disk, DiskUse::System).await,
             Some(snapshot) => start.disk.copy(Snapshot::system_disk(snapshot.dir()), path).await,
         }
@@ -380,7 +393,7 @@ impl<'a> Start<'a> {
         index: usize,
     ) -> Option<(&'s mut Box<dyn Hooks>, Context<'s>)> {
         let hooks = self.plugged.get_mut(index)?;
-        let (vm, handles, snapshot) = (&self.vm, &mut self.handles, self.origin.snapshot());
+        let (vm, handles, snapshot) = (&self.vm, &mut self.handles, self.origin.disks());
         Some((hooks, Context { vms, vm, handles, snapshot }))
     }
 }

@@ -20,9 +20,9 @@ pub use artifact::{AvailableKernel, BuildImage, ImportImage, ImportKernel, PullK
 pub use daemon::{Check, CheckStatus, DaemonStatus};
 pub use operation::{DETACH, News, OperationState, OperationView, PREFER, VmNews};
 pub use vm::{
-    AppliedCommit, AppliedFile, ApplyRequest, ApplySummary, ChangeKind, CreateVm, CreatedVm, ExecRequest,
-    ExportRequest, ExportSummary, FileChange, KillVm, Outcome, PreparePlan, PrepareRequest, Prepared,
-    RebuildVm, SetVm, StopVm, Timing,
+    AppliedCommit, AppliedFile, ApplyRequest, ApplySummary, ChangeKind, CreateSnapshot, CreateVm, CreatedVm,
+    ExecRequest, ExportRequest, ExportSummary, FileChange, ForkVm, ForkedVm, KillVm, Outcome, PreparePlan,
+    PrepareRequest, Prepared, RebuildVm, SetVm, SnapshotKind, SnapshotView, StopVm, Timing,
 };
 
 /// This protocol's version; the major is the `/v1` of every path.

@@ -6,6 +6,7 @@ use banger_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::ErrorBody;
 use crate::agent::TermSize;
 
 /// `POST /v1/vms`: make a VM, and unless told otherwise start it and copy a repository in. All or
@@ -104,6 +105,67 @@ pub struct RebuildVm {
     pub image: Option<ImageName>,
     /// Rebuild it although it has no work disk and everything in it is lost.
     pub force: bool,
+}
+
+/// `POST /v1/vms/{vm}/fork`: VMs that go on from where this one is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ForkVm {
+    /// The child's name, with `-1`, `-2`, … behind it when there are several; generated when absent.
+    pub name: Option<VmName>,
+    /// How many children; 1 when absent.
+    pub count: Option<u32>,
+}
+
+/// The result of [`ForkVm`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ForkedVm {
+    /// The children that run.
+    pub vms: Vec<VmView>,
+    /// Why others do not; nothing is left of them.
+    pub failed: Vec<ErrorBody>,
+    /// How long the parent's processes stood still, milliseconds.
+    pub paused_ms: f64,
+}
+
+/// `POST /v1/vms/{vm}/snapshots`: keep a VM's present moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// Its name, unique for the VM.
+    pub name: VmName,
+    /// The disks alone, although it runs.
+    #[serde(default)]
+    pub disk_only: bool,
+}
+
+/// What a snapshot is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// Memory, processes and disks: the VM runs after a restore.
+    Full,
+    /// Its disks: the VM is off after a restore.
+    Disks,
+}
+
+/// A snapshot of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct SnapshotView {
+    /// Its name.
+    pub name: VmName,
+    /// What it is of.
+    pub kind: SnapshotKind,
+    /// When it was taken.
+    #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
+    pub created_at: jiff::Timestamp,
+    /// What it takes on the host's disk, bytes.
+    pub bytes: u64,
 }
 
 /// `POST /v1/vms/{vm}/kill`.

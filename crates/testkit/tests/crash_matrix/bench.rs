@@ -13,6 +13,11 @@ use crate::{Cell, Found};
 /// The VM of a bench.
 const NAME: &str = "m";
 
+/// What is forked from it.
+const CHILD: &str = "child";
+/// A moment that a restore goes back to.
+const KEPT_SNAPSHOT: &str = "kept";
+
 /// Made with all that a start has a step for.
 const CREATE: &[&str] =
     &["vm", "create", "--name", NAME, "--image", "bare", "--vcpu", "1", "--work-disk", "64M"];
@@ -133,7 +138,22 @@ impl Bench {
                 }
             }
             _ if state == "absent" => self.must(CREATE, wrong),
+            "resume" if state == "paused" => {}
+            _ if state == "paused" => self.must(&["vm", "resume", NAME], wrong),
             _ if state != "running" => self.must(&["vm", "start", NAME], wrong),
+            _ => {}
+        }
+        match operation {
+            "resume" if state != "paused" => self.must(&["vm", "pause", NAME], wrong),
+            "snapshot_delete" => {
+                self.must(&["vm", "snapshot", "create", NAME, "doomed", "--disk-only"], wrong);
+            }
+            "snapshot_restore" if !self.snapshots().iter().any(|name| name == KEPT_SNAPSHOT) => {
+                let id = self.look().0;
+                let write: String = KEPT.iter().map(|file| format!("echo {id} > {file}; ")).collect();
+                self.must(&["vm", "exec", NAME, "--", "sh", "-c", &format!("{write} sync")], wrong);
+                self.must(&["vm", "snapshot", "create", NAME, KEPT_SNAPSHOT], wrong);
+            }
             _ => {}
         }
     }
@@ -145,6 +165,7 @@ impl Bench {
         // A path of its own for each: what a prepare that died left in the guest is in nobody's way.
         let (guest, image) = (format!("/srv/{}", self.turn), format!("i{}", self.turn));
         let disk = format!("{}M", 8 * 1024 + self.turn);
+        let moment = format!("s{}", self.turn);
         let words: Vec<&str> = match cell.operation.as_str() {
             "create" => CREATE.to_vec(),
             "set" => vec!["vm", "set", NAME, "--disk-size", &disk],
@@ -154,6 +175,12 @@ impl Bench {
             "kill" => vec!["vm", "kill", NAME],
             "restart" => vec!["vm", "restart", NAME],
             "delete" => vec!["vm", "delete", "-f", NAME],
+            "pause" => vec!["vm", "pause", NAME],
+            "resume" => vec!["vm", "resume", NAME],
+            "fork" => vec!["vm", "fork", NAME, "--name", CHILD],
+            "snapshot_create" => vec!["vm", "snapshot", "create", NAME, &moment],
+            "snapshot_restore" => vec!["vm", "snapshot", "restore", NAME, KEPT_SNAPSHOT],
+            "snapshot_delete" => vec!["vm", "snapshot", "delete", NAME, "doomed"],
             "prepare" => vec!["vm", "workspace", "prepare", NAME, &repo, "--guest-path", &guest],
             "image_build" => vec!["image", "build", "debian", "--minimal", "--name", &image],
             other => panic!("there is no cell for the operation '{other}' yet: say here how it is asked for"),
@@ -185,9 +212,12 @@ impl Bench {
         if delete && state != "running" {
             return self.must(&["vm", "delete", "-f", NAME], wrong);
         }
-        if state != "running" {
-            self.must(&["vm", "start", NAME], wrong);
+        match state.as_str() {
+            "running" => {}
+            "paused" => self.must(&["vm", "resume", NAME], wrong),
+            _ => self.must(&["vm", "start", NAME], wrong),
         }
+        self.use_moments(cell, wrong);
         let kept: &[&str] = match &self.kept {
             Some((of, kept)) if *of == id && cell.operation == "rebuild" => &kept[..1],
             Some((of, kept)) if *of == id => kept,
@@ -209,6 +239,29 @@ impl Bench {
         wrong.extend(truth::untruths(&self.sandbox));
     }
 
+    /// A child is whole or was never there, and so is a snapshot.
+    fn use_moments(&self, cell: &Cell, wrong: &mut Vec<String>) {
+        if self.sandbox.vm_names().iter().any(|name| name == CHILD) {
+            let child = self.sandbox.existing(CHILD);
+            let state = child.show()["state"].as_str().unwrap_or_default().to_owned();
+            // Its own machine may have been killed.
+            if state == "running" {
+                self.must(&["vm", "exec", CHILD, "--", "true"], wrong);
+            }
+            self.must(&["vm", "delete", "-f", CHILD], wrong);
+        }
+        if cell.operation.starts_with("snapshot") {
+            for name in self.snapshots().iter().filter(|name| *name != KEPT_SNAPSHOT) {
+                self.must(&["vm", "snapshot", "delete", NAME, name], wrong);
+            }
+        }
+    }
+
+    fn snapshots(&self) -> Vec<String> {
+        let listed = self.banger(&["-q", "vm", "snapshot", "list", NAME]).go();
+        listed.ok().text().lines().map(str::to_owned).collect()
+    }
+
     fn start_over(&mut self) {
         let _ = self.banger(&["vm", "delete", "-f", NAME]).go();
         if !truth::untruths(&self.sandbox).is_empty() {
@@ -225,7 +278,13 @@ impl Bench {
     }
 }
 
-/// A rebuild is done when its record is; what it could not clear away the next start does.
+/// A rebuild is done when its record is; what it could not clear away the next start does. A fork is done when its
+/// children run. A restore whose memory cannot be gone on with boots from the disks.
 fn is_told_as_a_notice(cell: &Cell) -> bool {
-    cell.operation == "rebuild" && cell.step == "old_disk"
+    match cell.operation.as_str() {
+        "rebuild" => cell.step == "old_disk",
+        "fork" => cell.step == "sweep",
+        "snapshot_restore" => ["system_disk", "launch", "boot", "running"].contains(&cell.step.as_str()),
+        _ => false,
+    }
 }

@@ -67,7 +67,9 @@ fn has_machine(operation: &str, step: &str) -> bool {
         "restart" => &["stopping", "power_off", "launch", "boot", "guest_network", "running"],
         "kill" => &["signal"],
         "delete" => &["deleting", "processes"],
-        "prepare" => return true,
+        "prepare" | "pause" | "resume" | "snapshot_create" => return true,
+        "fork" => return step != "system_disk",
+        "snapshot_restore" => &["copies", "launch", "boot", "running"],
         // A VM that is off, and a build.
         _ => &[],
     };

@@ -3,6 +3,7 @@
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod exec;
+pub(crate) mod fork;
 pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod logs;
@@ -14,6 +15,7 @@ pub(crate) mod run;
 pub(crate) mod set;
 pub(crate) mod shell;
 pub(crate) mod show;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stop;
 mod timings;
@@ -35,6 +37,10 @@ pub(crate) enum VmCommand {
     Kill(kill::Args),
     Pause(pause::Args),
     Resume(resume::Args),
+    Fork(fork::Args),
+    /// Keep moments of a VM, and put it back to them
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     Delete(delete::Args),
     Set(set::Args),
     Rebuild(rebuild::Args),
@@ -64,6 +70,8 @@ impl VmCommand {
             Self::Pause(args) => pause::run(args, context).await,
             Self::Resume(args) => resume::run(args, context).await,
             Self::Delete(args) => delete::run(args, context).await,
+            Self::Fork(args) => fork::run(args, context).await,
+            Self::Snapshot(command) => command.run(context).await,
             Self::Set(args) => set::run(args, context).await,
             Self::Rebuild(args) => rebuild::run(args, context).await,
             Self::List(args) => list::run(args, context).await,

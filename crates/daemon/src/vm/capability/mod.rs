@@ -70,7 +70,7 @@ pub(super) struct Context<'a> {
     pub(super) vm: &'a Vm,
     /// What will have to be torn down; the caller writes it to disk after the hook.
     pub(super) handles: &'a mut Handles,
-    /// Where it goes on from, if it does not boot.
+    /// Whose disks it is to have, if it does not boot.
     pub(super) snapshot: Option<&'a Snapshot>,
 }
 

@@ -1,0 +1,183 @@
+//! Capture: the moment of a VM that is up, as a directory that a VM can go on from (see [`super::snapshot`]). The guest's
+//! processes stand still first, then its vCPUs, for as short as can be. Must never leave a VM halted that was not: the
+//! journal in `handles.json` says that it may be, and whoever finds it lets it go on.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use banger_image::VmDisk;
+use banger_model::{Error, ErrorCode, Result, Vm, VmId};
+use banger_protocol::agent::Request;
+
+use super::live::Live;
+use super::pause::{freeze, thaw};
+use super::snapshot::{About, Snapshot};
+use super::start::failed;
+use super::{Vms, disk};
+use crate::artifacts::blocking;
+use crate::op::Op;
+
+/// What the workspace keeps of a VM in its directory begins so.
+const WORKSPACE: &str = "workspace.";
+
+/// The names of its steps.
+pub(super) const STEPS: [&str; 5] = ["journal", "memory", "disks", "go_on", "whole"];
+
+/// How much of a VM is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Memory, devices and disks.
+    All,
+    /// The disks alone, with what the guest had not written out yet.
+    Disks,
+}
+
+/// A moment of a VM.
+#[derive(Debug)]
+pub(super) struct Captured {
+    /// Where it is.
+    pub(super) snapshot: Snapshot,
+    /// The VM's record then.
+    pub(super) vm: Vm,
+    /// How long its processes stood still for it.
+    pub(super) still: Duration,
+}
+
+impl Vms {
+    /// Captures a VM that is up and whose lock is held into a directory, which is there and empty. It runs on
+    /// afterwards, or is paused as before, also when this fails. The caller removes the directory then.
+    ///
+    /// # Errors
+    /// `unsupported` when its agent or its driver cannot; `unavailable` for a full disk.
+    pub(super) async fn capture(
+        self: &Arc<Self>,
+        op: &Op,
+        vm: &Vm,
+        live: &Live,
+        dir: &Path,
+        extent: Extent,
+    ) -> Result<Captured> {
+        let id = &vm.id;
+        live.not_stalled()?;
+        let was_paused = live.is_paused();
+        if was_paused && !live.is_frozen() {
+            return Err(too_old(vm));
+        }
+        let files = self.artifacts.boot_files(&vm.kernel).await?;
+        op.stage("capture", format!("capturing ({})", vm.name), None);
+        let began = Instant::now();
+        let taken = async {
+            if !was_paused {
+                self.step(op, id, "journal", async { self.journal_halt(id, true) }).await?;
+            }
+            let still = self.step(op, id, "memory", stand_still(live, dir, extent, was_paused)).await?;
+            let disks = self.step(op, id, "disks", self.copy_disks(id, dir));
+            disks.await.map(|vm| (vm, still))
+        };
+        let taken = taken.await;
+        // Whatever came of it.
+        let went_on = if was_paused || live.machine().exited().is_some() {
+            Ok(())
+        } else {
+            self.step(op, id, "go_on", self.let_go(id, live)).await
+        };
+        let (now, still) = match (taken, went_on) {
+            (Ok(taken), Ok(())) => taken,
+            (Err(mut error), Err(also)) => {
+                error.message = format!("{}; and it could not go on: {also}", error.message);
+                return Err(error);
+            }
+            (Err(error), Ok(())) | (Ok(_), Err(error)) => return Err(error),
+        };
+        let still = still.elapsed();
+        let about = About::of(&now, &files);
+        let whole = async {
+            about.write(dir)?;
+            Snapshot::open(dir)
+        };
+        let snapshot = self.step(op, id, "whole", whole).await?;
+        let (took_ms, still_ms) = (began.elapsed().as_millis(), still.as_millis());
+        tracing::info!(vm = %vm.name, took_ms, still_ms, ?extent, "captured");
+        Ok(Captured { snapshot, vm: now, still })
+    }
+
+    /// Copies a halted VM's disks and what the workspace keeps of it; returns the record that goes with them.
+    async fn copy_disks(&self, id: &VmId, dir: &Path) -> Result<Vm> {
+        let vm = self.store.vm(id)?.ok_or_else(|| Error::internal("the VM's record vanished"))?;
+        copy_files(&self.dirs.state.vm(id), dir, vm.clone()).await?;
+        Ok(vm)
+    }
+
+    async fn let_go(&self, id: &VmId, live: &Live) -> Result<()> {
+        live.machine().resume().await?;
+        thaw(live).await?;
+        self.journal_halt(id, false)
+    }
+}
+
+/// Lets first the guest's processes stand still, then its vCPUs, and writes its memory; says since when.
+async fn stand_still(live: &Live, dir: &Path, extent: Extent, was_paused: bool) -> Result<Instant> {
+    let machine = live.machine();
+    if extent == Extent::Disks {
+        let began = Instant::now();
+        if !was_paused {
+            freeze(live).await?;
+            live.agent_halted().await?.call(&Request::Sync).await?;
+            machine.pause().await?;
+        }
+        return Ok(began);
+    }
+    let mut began = Instant::now();
+    let last = async {
+        began = Instant::now();
+        if was_paused { Ok(()) } else { freeze(live).await }
+    };
+    machine.snapshot(dir, Box::pin(last)).await?;
+    Ok(began)
+}
+
+/// Copies the disks of a VM that stands still, or is off, and what the workspace keeps of it.
+pub(super) async fn copy_files(vm_dir: &Path, dir: &Path, vm: Vm) -> Result<()> {
+    let (vm_dir, dir) = (vm_dir.to_owned(), dir.to_owned());
+    blocking(move || {
+        VmDisk::copy(&disk::system(&vm_dir, &vm), &Snapshot::system_disk(&dir))?;
+        if vm.work_disk.is_some() {
+            VmDisk::copy(&disk::work(&vm_dir, &vm), &Snapshot::work_disk(&dir))?;
+        }
+        copy_workspace(&vm_dir, &dir)
+    })
+    .await
+}
+
+/// Copies what the workspace keeps of a VM from one directory to another; what is there already goes. Blocks.
+pub(super) fn copy_workspace(from: &Path, to: &Path) -> Result<()> {
+    for path in workspace_files(to)? {
+        super::start::remove_file(&path)?;
+    }
+    for path in workspace_files(from)? {
+        let target = to.join(path.file_name().unwrap_or_default());
+        std::fs::copy(&path, &target).map_err(|e| failed("copy", &path, &e))?;
+    }
+    Ok(())
+}
+
+/// What the workspace keeps of a VM in a directory, without what is half made.
+pub(super) fn workspace_files(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let entries = std::fs::read_dir(dir).map_err(|e| failed("look into", dir, &e))?;
+    let is_ours = |path: &std::path::PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(WORKSPACE) && !name.ends_with(".new") && path.is_file()
+    };
+    Ok(entries.flatten().map(|entry| entry.path()).filter(is_ours).collect())
+}
+
+/// The error of a guest that cannot be told to stand still.
+pub(super) fn too_old(vm: &Vm) -> Error {
+    let name = &vm.name;
+    Error::new(
+        ErrorCode::Unsupported,
+        format!("the agent in VM '{name}' is of an older banger, which cannot be copied while it runs"),
+    )
+    .with_hint(format!("boot it with the present one: 'banger vm restart {name}'"))
+}
