@@ -1,5 +1,6 @@
 //! The configuration file, and what is in force after it, the environment and the defaults.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +17,9 @@ struct File {
     vm_defaults: VmDefaults,
     boot: BootSection,
     security: SecuritySection,
+    images: BTreeMap<ImageName, ImageSection>,
     qemu: Option<PathBuf>,
+    firecracker: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -41,6 +44,13 @@ struct BootSection {
 #[serde(deny_unknown_fields, default)]
 struct SecuritySection {
     require: Option<Vec<String>>,
+}
+
+/// `[images.NAME]`: what VMs of one image get.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ImageSection {
+    driver: Option<String>,
 }
 
 /// Where an effective value came from.
@@ -99,6 +109,10 @@ pub(crate) struct Config {
     pub require: Setting<Vec<Layer>>,
     /// The QEMU binary; absent: `qemu-system-x86_64` on PATH.
     pub qemu: Setting<Option<PathBuf>>,
+    /// The Firecracker binary; absent: `firecracker` on PATH.
+    pub firecracker: Setting<Option<PathBuf>>,
+    /// Drivers of the VMs of some images.
+    pub image_drivers: BTreeMap<ImageName, DriverChoice>,
 }
 
 /// What this host has, for defaults.
@@ -164,11 +178,19 @@ impl Config {
         // VMs fit beside the user's own work, and a build in a guest has a second CPU, as has its boot.
         let vcpu = (host.cpus / 4).clamp(host.cpus.clamp(1, 2), 4);
         let memory = Mib((host.memory.0 / 8).clamp(1024, 8192) / 256 * 256);
-        let qemu = match (env("BANGER_QEMU").filter(|v| !v.is_empty()), file.qemu) {
+        let program = |variable, from_file| match (env(variable).filter(|v| !v.is_empty()), from_file) {
             (Some(value), _) => Setting { value: Some(value.into()), origin: Origin::Environment },
             (None, Some(value)) => Setting { value: Some(value), origin: Origin::Config },
             (None, None) => Setting { value: None, origin: Origin::Builtin },
         };
+        let mut image_drivers = BTreeMap::new();
+        for (image, section) in file.images {
+            let key = format!("images.{image}.driver");
+            if let Some(driver) = section.driver {
+                let driver = setting(&key, Some(driver), |s| s.parse(), DriverChoice::Auto)?.value;
+                image_drivers.insert(image, driver);
+            }
+        }
         Ok(Self {
             file: found,
             vcpu: setting("vm_defaults.vcpu", defaults.vcpu, Ok, vcpu)?,
@@ -190,8 +212,17 @@ impl Config {
                 |layers| layers.iter().map(|layer| layer.parse()).collect(),
                 Vec::new(),
             )?,
-            qemu,
+            qemu: program("BANGER_QEMU", file.qemu),
+            firecracker: program("BANGER_FIRECRACKER", file.firecracker),
+            image_drivers,
         })
+    }
+}
+
+impl Config {
+    /// The driver of a new VM of this image, unless a flag says another.
+    pub(crate) fn driver_of(&self, image: &ImageName) -> DriverChoice {
+        self.image_drivers.get(image).copied().unwrap_or(self.driver.value)
     }
 }
 
@@ -248,12 +279,24 @@ mod tests {
     }
 
     #[test]
+    fn an_image_can_have_a_driver_of_its_own() {
+        let text =
+            "firecracker = '/opt/f'\n[vm_defaults]\ndriver = 'qemu'\n[images.alpine]\ndriver = 'firecracker'";
+        let config = load(text).unwrap();
+        assert_eq!(config.firecracker.value, Some(PathBuf::from("/opt/f")));
+        let driver = |image: &str| config.driver_of(&image.parse().unwrap());
+        assert_eq!((driver("alpine"), driver("debian")), (DriverChoice::Firecracker, DriverChoice::Qemu));
+    }
+
+    #[test]
     fn a_wrong_file_names_the_key() {
         for (text, needle) in [
             ("[vm_defaults]\nmemroy = '1G'", "memroy"),
             ("[vm_defaults]\nmemory = 'lots'", "vm_defaults.memory"),
             ("[boot]\ntimeout = 'soon'", "boot.timeout"),
             ("[security]\nrequire = ['moat']", "security.require"),
+            ("[images.alpine]\ndriver = 'vbox'", "images.alpine.driver"),
+            ("[images.alpine]\nsize = 1", "size"),
             ("=", "TOML"),
         ] {
             let error = load(text).unwrap_err();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use banger_model::{Error, Result};
 use banger_store::Store;
+use banger_vmm::firecracker::{self, FirecrackerDriver};
 use banger_vmm::qemu::{self, QemuDriver};
 use banger_vmm::{Cage, Driver};
 use tokio::net::UnixListener;
@@ -48,7 +49,8 @@ impl Daemon {
         let config = Config::load(|key| std::env::var_os(key), host)?;
         let companions = companions()?;
         let cage = Cage::beside(&companions, config.require.value.clone());
-        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(qemu_driver(&config, cage))];
+        let firecracker = firecracker_driver(&config, cage.clone());
+        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(firecracker), Arc::new(qemu_driver(&config, cage))];
         let faults = faults(|key| std::env::var_os(key), Death::Process)?;
         Self::assemble(dirs, config, host, drivers, companions, faults).await
     }
@@ -176,6 +178,17 @@ fn refuse_emptied(dirs: &Dirs) -> Result<()> {
         return Err(banger_store::StoreError::Corrupt { path, reason }.into());
     }
     Ok(())
+}
+
+/// It is there even when its program is not: machines of it that run are adopted all the same.
+fn firecracker_driver(config: &Config, cage: Cage) -> FirecrackerDriver {
+    let wanted = config.firecracker.value.as_ref().map(|p| p.as_os_str());
+    let program = firecracker::locate(wanted, std::env::var_os("PATH").as_deref());
+    let program = program.unwrap_or_else(|error| {
+        tracing::info!(%error, "no Firecracker");
+        config.firecracker.value.clone().unwrap_or_else(|| PathBuf::from("/usr/bin/firecracker"))
+    });
+    FirecrackerDriver::new(program, cage)
 }
 
 fn qemu_driver(config: &Config, cage: Cage) -> QemuDriver {

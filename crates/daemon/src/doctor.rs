@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use banger_image::kernel::DEFAULT_KERNEL;
 use banger_model::{Bytes, Error, Layer};
 use banger_protocol::api::{Check, CheckStatus};
-use banger_vmm::Cage;
 use banger_vmm::kvm::KvmStatus;
+use banger_vmm::{Cage, Capabilities, VmmError};
 
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Setting};
@@ -32,10 +32,7 @@ pub(crate) async fn run(
 ) -> Vec<Check> {
     let mut checks = vec![kvm(&vms.kvm().await)];
     for driver in vms.drivers() {
-        checks.push(match driver.capabilities().await {
-            Ok(found) => ok(driver.kind().as_str(), format!("version {}", found.version)),
-            Err(error) => fail(driver.kind().as_str(), error.into()),
-        });
+        checks.push(driver_check(driver.kind().as_str(), driver.capabilities().await, config));
     }
     checks.push(cage(agent, config, dirs).await);
     checks.push(disk(dirs));
@@ -89,6 +86,22 @@ fn warn(name: &str, detail: String, hint: String) -> Check {
 /// A check that failed.
 pub(crate) fn fail(name: &str, error: Error) -> Check {
     Check { name: name.to_owned(), status: CheckStatus::Fail, detail: error.message, hint: error.hint }
+}
+
+fn driver_check(name: &str, asked: banger_vmm::Result<Capabilities>, config: &Config) -> Check {
+    match asked {
+        Ok(Capabilities { version, warning: None, .. }) => ok(name, format!("version {version}")),
+        Ok(Capabilities { version, warning: Some(warning), .. }) => {
+            let hint = "should it misbehave: '--driver qemu'".to_owned();
+            warn(name, format!("version {version}: {warning}"), hint)
+        }
+        // Nobody has to have it, but who names one wants it.
+        Err(error @ VmmError::FirecrackerMissing { .. }) if config.firecracker.value.is_none() => {
+            let error = Error::from(error);
+            warn(name, format!("{}: VMs run in QEMU", error.message), error.hint.unwrap_or_default())
+        }
+        Err(error) => fail(name, error.into()),
+    }
 }
 
 fn kvm(status: &KvmStatus) -> Check {
@@ -176,7 +189,10 @@ fn defaults(config: &Config) -> Check {
     fn line<T: ToString>(name: &str, setting: &Setting<T>) -> String {
         format!("{name} {} ({})", setting.value.to_string(), setting.origin)
     }
-    let qemu = config.qemu.value.as_ref().map_or_else(|| "from PATH".to_owned(), |p| p.display().to_string());
+    let program = |name: &str, setting: &Setting<Option<PathBuf>>| {
+        let path = setting.value.as_ref().map_or_else(|| "from PATH".to_owned(), |p| p.display().to_string());
+        format!("{name} {path} ({})", setting.origin)
+    };
     let mut parts = vec![
         line("vcpu", &config.vcpu),
         line("memory", &config.memory),
@@ -186,8 +202,12 @@ fn defaults(config: &Config) -> Check {
         line("driver", &config.driver),
         line("network", &config.network),
         format!("boot timeout {} s ({})", config.boot_timeout.value.as_secs(), config.boot_timeout.origin),
-        format!("qemu {qemu} ({})", config.qemu.origin),
+        program("qemu", &config.qemu),
+        program("firecracker", &config.firecracker),
     ];
+    parts.extend(
+        config.image_drivers.iter().map(|(image, driver)| format!("driver of '{image}' {driver} (config)")),
+    );
     if let Some(file) = &config.file {
         parts.push(format!("config file {}", file.display()));
     }

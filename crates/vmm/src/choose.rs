@@ -16,40 +16,52 @@ pub struct Choice {
     pub notice: Option<String>,
 }
 
-/// Chooses. `registered` are the drivers this daemon has.
+/// Chooses. `able` are the drivers that can be used here, and can do all that this VM wants: `auto` takes none but
+/// these.
 ///
 /// # Errors
-/// `unsupported` for a driver that is not registered, `unavailable` when KVM is asked for (or
-/// needed by the driver) and does not work.
+/// `unavailable` when KVM is asked for (or needed by the driver) and does not work, `unsupported` for a combination
+/// that cannot be. Firecracker may be asked for where KVM is an emulation: only then is it seen how far a guest comes.
 pub fn choose(
     driver: DriverChoice,
     accel: Option<Accel>,
-    registered: &[DriverKind],
+    able: &[DriverKind],
     kvm: &KvmStatus,
 ) -> Result<Choice> {
-    let firecracker = registered.contains(&DriverKind::Firecracker);
     let works = matches!(kvm, KvmStatus::Works);
-    if accel == Some(Accel::Kvm) {
+    if accel == Some(Accel::Kvm) && driver != DriverChoice::Firecracker {
         kvm.require()?;
     }
-    let driver = match driver {
-        DriverChoice::Firecracker if !firecracker => {
-            return Err(VmmError::DriverUnavailable { driver: DriverKind::Firecracker.as_str() });
+    let fast = able.contains(&DriverKind::Firecracker) && works && accel != Some(Accel::Tcg);
+    match driver {
+        DriverChoice::Firecracker => firecracker(accel, kvm),
+        DriverChoice::Auto if fast => {
+            Ok(Choice { driver: DriverKind::Firecracker, accel: Accel::Kvm, notice: None })
         }
-        DriverChoice::Firecracker => {
-            kvm.require()?;
-            DriverKind::Firecracker
-        }
-        DriverChoice::Auto if firecracker && works && accel != Some(Accel::Tcg) => DriverKind::Firecracker,
-        DriverChoice::Auto | DriverChoice::Qemu => DriverKind::Qemu,
-    };
-    if !registered.contains(&driver) {
-        return Err(VmmError::DriverUnavailable { driver: driver.as_str() });
+        DriverChoice::Auto | DriverChoice::Qemu => Ok(qemu(accel, kvm)),
     }
+}
+
+fn firecracker(accel: Option<Accel>, kvm: &KvmStatus) -> Result<Choice> {
+    if accel == Some(Accel::Tcg) {
+        return Err(VmmError::DriverUnavailable { driver: "firecracker without KVM" });
+    }
+    let notice = match kvm {
+        KvmStatus::Emulated { detail } => Some(format!(
+            "KVM is emulated here ({detail}): no stock kernel survives that for long, in Firecracker or elsewhere"
+        )),
+        other => {
+            other.require()?;
+            None
+        }
+    };
+    Ok(Choice { driver: DriverKind::Firecracker, accel: Accel::Kvm, notice })
+}
+
+fn qemu(accel: Option<Accel>, kvm: &KvmStatus) -> Choice {
     let (accel, notice) = match accel {
-        Some(Accel::Tcg) => (Accel::Tcg, None),
-        Some(Accel::Kvm) => (Accel::Kvm, None),
-        None if works => (Accel::Kvm, None),
+        Some(accel) => (accel, None),
+        None if matches!(kvm, KvmStatus::Works) => (Accel::Kvm, None),
         None => (
             Accel::Tcg,
             Some(format!(
@@ -58,10 +70,7 @@ pub fn choose(
             )),
         ),
     };
-    if driver == DriverKind::Firecracker && accel == Accel::Tcg {
-        return Err(VmmError::DriverUnavailable { driver: "firecracker without KVM" });
-    }
-    Ok(Choice { driver, accel, notice })
+    Choice { driver: DriverKind::Qemu, accel, notice }
 }
 
 #[cfg(test)]
@@ -95,22 +104,24 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_and_does_not_work_is_an_error() {
-        let code = |driver, accel, registered, kvm: &KvmStatus| {
-            let error: banger_model::Error = choose(driver, accel, registered, kvm).unwrap_err().into();
+        let code = |driver, accel, kvm: &KvmStatus| {
+            let error: banger_model::Error = choose(driver, accel, BOTH, kvm).unwrap_err().into();
             assert!(error.hint.is_some(), "{error}");
             error.code
         };
-        assert_eq!(code(DriverChoice::Firecracker, None, QEMU, &KvmStatus::Works), ErrorCode::Unsupported);
-        assert_eq!(code(DriverChoice::Firecracker, None, BOTH, &emulated()), ErrorCode::Unavailable);
-        assert_eq!(code(DriverChoice::Qemu, Some(Accel::Kvm), QEMU, &emulated()), ErrorCode::Unavailable);
-        assert_eq!(
-            code(DriverChoice::Auto, Some(Accel::Kvm), QEMU, &KvmStatus::NoModule),
-            ErrorCode::Unavailable
-        );
-        assert_eq!(
-            code(DriverChoice::Firecracker, Some(Accel::Tcg), BOTH, &KvmStatus::Works),
-            ErrorCode::Unsupported
-        );
+        let (kvm, tcg) = (Some(Accel::Kvm), Some(Accel::Tcg));
+        assert_eq!(code(DriverChoice::Firecracker, None, &KvmStatus::NoModule), ErrorCode::Unavailable);
+        assert_eq!(code(DriverChoice::Qemu, kvm, &emulated()), ErrorCode::Unavailable);
+        assert_eq!(code(DriverChoice::Auto, kvm, &KvmStatus::NoModule), ErrorCode::Unavailable);
+        assert_eq!(code(DriverChoice::Firecracker, tcg, &KvmStatus::Works), ErrorCode::Unsupported);
+    }
+
+    #[test]
+    fn firecracker_can_be_asked_for_where_kvm_is_emulated_and_it_is_said() {
+        let choice = choose(DriverChoice::Firecracker, None, QEMU, &emulated()).unwrap();
+        assert_eq!((choice.driver, choice.accel), (DriverKind::Firecracker, Accel::Kvm));
+        let notice = choice.notice.unwrap();
+        assert!(notice.contains("emulated") && notice.contains("cmpxchg16b fails"), "{notice}");
     }
 
     #[test]

@@ -111,6 +111,9 @@ pub struct Capabilities {
     pub restore: bool,
     /// A machine can have a network device.
     pub network: bool,
+    /// One line about what is doubtful with this version, such as that it is newer than what was tried.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// What the caller does in a snapshot as the last thing before the vCPUs halt. Its failure is the
@@ -284,6 +287,10 @@ impl Words {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.dir.join("vmm.log")
+    }
+
+    pub(crate) fn metrics(&self) -> PathBuf {
+        self.dir.join("metrics.log")
     }
 }
 

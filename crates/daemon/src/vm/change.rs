@@ -31,7 +31,12 @@ impl Vms {
     /// `busy` when it runs, `invalid_argument` for a size that cannot be.
     pub(crate) async fn set(self: &Arc<Self>, op: &Op, reference: &str, request: SetVm) -> Result<Vm> {
         let (before, _lock) = self.off(op, reference, "change").await?;
-        let after = resized(&before, &request)?;
+        let mut after = resized(&before, &request)?;
+        if let Some(driver) = request.driver {
+            let choice = self.choose(driver, None, before.network).await?;
+            (after.driver, after.accel) = (choice.driver, Some(choice.accel));
+            choice.notice.into_iter().for_each(|notice| op.notice(notice));
+        }
         self.fits(after.shape)?;
         for check in capability::ALL.iter().filter_map(|c| c.check_change) {
             check(&before, &after)?;
@@ -43,6 +48,7 @@ impl Vms {
             self.change(op, id, |vm| {
                 vm.shape = after.shape;
                 vm.work_disk = after.work_disk;
+                (vm.driver, vm.accel) = (after.driver, after.accel);
             })
         };
         let mut done = self.step(op, id, "record", record).await.map(drop);
@@ -55,6 +61,7 @@ impl Vms {
             self.change(op, id, |vm| {
                 vm.shape = before.shape;
                 vm.work_disk = before.work_disk;
+                (vm.driver, vm.accel) = (before.driver, before.accel);
             })?;
             return Err(error);
         }
@@ -167,10 +174,10 @@ fn is_in_home(guest_path: &str) -> bool {
 }
 
 fn resized(before: &Vm, request: &SetVm) -> Result<Vm> {
-    let SetVm { vcpu, memory, disk_size, work_disk } = *request;
-    if vcpu.is_none() && memory.is_none() && disk_size.is_none() && work_disk.is_none() {
+    let SetVm { vcpu, memory, disk_size, work_disk, driver } = *request;
+    if vcpu.is_none() && memory.is_none() && disk_size.is_none() && work_disk.is_none() && driver.is_none() {
         return Err(Error::invalid("there is nothing to change")
-            .with_hint("give --vcpu, --memory, --disk-size or --work-disk"));
+            .with_hint("give --vcpu, --memory, --disk-size, --work-disk or --driver"));
     }
     let mut after = before.clone();
     after.shape.vcpu = vcpu.unwrap_or(after.shape.vcpu);

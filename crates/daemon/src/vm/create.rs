@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use banger_model::{
-    DriverKind, Error, MachineShape, NetworkMode, Result, Unfinished, Vm, VmId, VmName, VmState,
-};
+use banger_model::{Error, MachineShape, NetworkMode, Result, Unfinished, Vm, VmId, VmName, VmState};
 use banger_protocol::api::{CreateVm, PrepareRequest};
-use banger_vmm::choose;
 use jiff::Timestamp;
 
 use super::Vms;
@@ -36,15 +33,13 @@ impl Vms {
         if let Some(workspace) = &request.workspace {
             workspaces.preflight(workspace).await?;
         }
-        let choice = {
-            let wanted = request.driver.unwrap_or(self.config.driver.value);
-            let kinds: Vec<DriverKind> = self.drivers().iter().map(|d| d.kind()).collect();
-            choose(wanted, request.accel, &kinds, &self.kvm().await)?
-        };
+        let image = request.image.clone().unwrap_or_else(|| self.config.image.value.clone());
+        let driver = request.driver.unwrap_or_else(|| self.config.driver_of(&image));
+        let network = request.network.unwrap_or(self.config.network.value);
+        let choice = self.choose(driver, request.accel, network).await?;
         if let Some(notice) = choice.notice {
             op.notice(notice);
         }
-        let image = request.image.clone().unwrap_or_else(|| self.config.image.value.clone());
         let kernel = request.kernel.clone().unwrap_or_else(|| self.config.kernel.value.clone());
         let (image, kernel) = tokio::try_join!(
             self.artifacts.ensure_image(op, &image),
@@ -68,7 +63,7 @@ impl Vms {
             system_generation: 0,
             work_generation: 0,
             parent: None,
-            network: request.network.unwrap_or(self.config.network.value),
+            network,
             host_access: request.host_access,
             ephemeral: request.rm,
             unfinished: Some(Unfinished::Creating),

@@ -46,12 +46,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use banger_model::{
-    DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result, Vm, VmId, VmState, VmView,
-    resolve,
+    Accel, DriverChoice, DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result, Vm, VmId,
+    VmState, VmView, resolve,
 };
 use banger_store::Store;
-use banger_vmm::Driver;
 use banger_vmm::kvm::KvmStatus;
+use banger_vmm::{Choice, Driver, choose};
 
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Host};
@@ -284,6 +284,46 @@ impl Vms {
         match tokio::task::spawn_blocking(move || banger_vmm::kvm::probe_cached(&cache)).await {
             Ok(status) => status,
             Err(_) => banger_vmm::kvm::probe(),
+        }
+    }
+
+    /// Chooses what runs a VM: by what was asked for, what works here, and what the VM wants.
+    ///
+    /// # Errors
+    /// When what was asked for does not work here.
+    pub(crate) async fn choose(
+        &self,
+        driver: DriverChoice,
+        accel: Option<Accel>,
+        network: NetworkMode,
+    ) -> Result<Choice> {
+        let kvm = self.kvm().await;
+        let mut able = Vec::new();
+        for driver in &self.drivers {
+            // Asked only where its answer matters: that runs a program.
+            let asked = driver.kind() == DriverKind::Qemu
+                || (matches!(kvm, KvmStatus::Works)
+                    && driver
+                        .capabilities()
+                        .await
+                        .is_ok_and(|can| can.network || network == NetworkMode::None));
+            able.extend(asked.then(|| driver.kind()));
+        }
+        let choice = choose(driver, accel, &able, &kvm)?;
+        // Before anything is fetched for it or changed.
+        if choice.driver != DriverKind::Qemu {
+            self.driver(choice.driver)?.capabilities().await?;
+        }
+        Ok(choice)
+    }
+
+    /// Why a guest of this VM may not get far, when its KVM is an emulation.
+    pub(crate) async fn emulated(&self, vm: &Vm) -> Option<String> {
+        match (vm.accel, self.kvm().await) {
+            (Some(Accel::Kvm), KvmStatus::Emulated { detail }) => {
+                Some(format!("KVM is emulated here ({detail}), and stock kernels do not survive that"))
+            }
+            _ => None,
         }
     }
 

@@ -194,9 +194,11 @@ impl Vms {
             let names = children(&dir).into_iter().filter(|name| is_old(&dir.join(name), older_than));
             ids.extend(names.filter_map(|name| name.parse().ok()));
         }
-        // The working directory tells our machines from those of another installation.
+        // The working directory tells our machines from those of another installation. Some work among their sockets.
         let marked = all_marked(older_than).unwrap_or_default();
-        let ours = marked.into_iter().filter(|m| m.works_in.parent() == Some(&self.dirs.state.vms()));
+        let homes = [self.dirs.state.vms(), self.dirs.runtime.vms()];
+        let ours = |works_in: &Path| homes.iter().any(|home| works_in.parent() == Some(home));
+        let ours = marked.into_iter().filter(|m| ours(&m.works_in));
         for orphan in ours.filter(|m| !known.contains(m.vm.as_str())) {
             tracing::info!(vm_id = %orphan.vm, pid = orphan.process.pid, "a process that belongs to no VM is ended");
             if let Err(error) = end_all(&[orphan.process]).await {

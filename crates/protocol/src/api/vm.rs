@@ -94,6 +94,8 @@ pub struct SetVm {
     pub disk_size: Option<Bytes>,
     /// Size of the disk on the user's home, bytes; one that is not there yet is made, and gets what is in the home.
     pub work_disk: Option<Bytes>,
+    /// Another driver, for the same disks.
+    pub driver: Option<DriverChoice>,
 }
 
 /// `POST /v1/vms/{vm}/rebuild`: a new system disk for a VM that is off. Its work disk stays.

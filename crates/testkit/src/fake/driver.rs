@@ -49,6 +49,7 @@ impl Driver for FakeDriver {
             snapshot: true,
             restore: true,
             network: true,
+            warning: None,
         })
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Description {
     pub nests: bool,
     /// See [`super::Policy`].
     pub descriptors: u64,
+    /// See [`super::Policy`].
+    pub tap: Option<super::Tap>,
     /// Nothing runs without these.
     pub required: Vec<Layer>,
 }

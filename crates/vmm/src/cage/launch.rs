@@ -49,6 +49,7 @@ pub(crate) fn describe(
         hosts_network: policy.hosts_network,
         nests: policy.nests,
         descriptors: policy.descriptors,
+        tap: policy.tap.clone(),
         required: cage.required().to_vec(),
     };
     let failed = |source: io::Error| VmmError::Spawn { program: program.to_owned(), source };

@@ -10,9 +10,11 @@ pub mod inside;
 mod launch;
 mod libraries;
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use banger_model::{Layer, Security};
+use serde::{Deserialize, Serialize};
 
 pub use advice::advice;
 pub(crate) use launch::{describe, report};
@@ -49,6 +51,24 @@ pub struct Policy {
     pub nests: bool,
     /// The most descriptors it may have open.
     pub descriptors: u64,
+    /// A network device in its own, otherwise empty network. Not together with the host's.
+    pub tap: Option<Tap>,
+}
+
+/// A tap device, for a monitor that takes nothing else: what it writes there comes out of a stream socket, and the other
+/// way round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tap {
+    /// The largest packet, without its ethernet header.
+    pub mtu: u32,
+    /// The stream socket's number, as [`Standalone::give`] says it. Frames are on it behind their length, 32 bits,
+    /// big-endian. The program itself does not get it.
+    pub network: RawFd,
+}
+
+impl Tap {
+    /// The device's name, in every cage the same.
+    pub const NAME: &str = "tap0";
 }
 
 impl Policy {
@@ -64,6 +84,7 @@ impl Policy {
             hosts_network: false,
             nests: false,
             descriptors: 4096,
+            tap: None,
         }
     }
 }

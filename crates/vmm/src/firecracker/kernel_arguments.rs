@@ -29,7 +29,11 @@ const ALWAYS: &[&str] = &[
 /// their order.
 pub(super) fn line(name: &VmName, disks: &[Disk], verbose: bool, rescue: bool) -> String {
     let mut words: Vec<String> = ALWAYS.iter().map(|w| (*w).to_owned()).collect();
-    words.push(if verbose { format!("ignore_loglevel {}", boot::DEBUG) } else { "quiet".to_owned() });
+    words.push(match verbose {
+        // From its first line on, long before there is a driver for the port.
+        true => format!("ignore_loglevel earlycon=uart8250,io,0x3f8,115200 {}", boot::DEBUG),
+        false => "quiet".to_owned(),
+    });
     if rescue {
         words.push(boot::RESCUE.to_owned());
     }

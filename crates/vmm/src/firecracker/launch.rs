@@ -7,12 +7,13 @@ use std::time::Duration;
 use banger_model::{Accel, DriverKind};
 
 use super::api::{
-    Action, ApiError, BootSource, CacheType, Call, Client, Drive, Entropy, LoadSnapshot, MachineConfig,
-    MemoryBackend, State, Vsock,
+    Action, ApiError, Balloon, BootSource, CacheType, Call, Client, Drive, Entropy, LoadSnapshot,
+    MachineConfig, MemoryBackend, NetworkInterface, State, Vsock,
 };
 use super::binary::FirecrackerInfo;
 use super::machine::FirecrackerMachine;
 use super::{kernel, kernel_arguments, place};
+use crate::cage::Tap;
 use crate::driver::Words;
 use crate::process::mark;
 use crate::snapshot::{Files, Layout};
@@ -32,6 +33,9 @@ const VCPU_MAX: u32 = 32;
 /// The guest's address on the vsock; each machine has a host end of its own.
 const GUEST_CID: u32 = 3;
 
+/// The largest packet: what the network behind the tap takes at most, and no more than a tap does.
+const MTU: u32 = 65520;
+
 /// What a call that failed was, and why.
 struct Failed {
     call: String,
@@ -43,7 +47,7 @@ pub(super) async fn launch(
     cage: &Cage,
     spec: MachineSpec,
 ) -> Result<FirecrackerMachine> {
-    can_run(&spec)?;
+    can_run(&spec, cage)?;
     let mut kernel = spec.kernel.clone();
     if info.quirks.elf_only {
         let unpack = tokio::task::spawn_blocking(move || kernel::elf(&kernel));
@@ -60,7 +64,7 @@ pub(super) async fn restore(
     spec: MachineSpec,
     snapshot: &Path,
 ) -> Result<FirecrackerMachine> {
-    can_run(&spec)?;
+    can_run(&spec, cage)?;
     let snapshot = std::path::absolute(snapshot).map_err(VmmError::file("find", snapshot))?;
     let files = Files::of(&snapshot);
     files.about(&spec, DriverKind::Firecracker, &info.version)?;
@@ -68,16 +72,15 @@ pub(super) async fn restore(
     start(info, cage, spec, &kernel, Some(&files)).await
 }
 
-fn can_run(spec: &MachineSpec) -> Result<()> {
+fn can_run(spec: &MachineSpec, cage: &Cage) -> Result<()> {
     let refuse = |why: String, hint| {
         let vm = spec.name.to_string();
         Err(VmmError::CannotRun { driver: DriverKind::Firecracker.as_str(), vm, why, hint })
     };
-    if spec.network.is_some() {
-        return refuse(
-            "it gives its guests no network yet".to_owned(),
-            "use '--network none', or '--driver qemu'",
-        );
+    if spec.network.is_some()
+        && let Err(why) = super::has_network(cage)
+    {
+        return refuse(why, "use '--network none', or '--driver qemu'");
     }
     if spec.accel != Accel::Kvm {
         return refuse("it needs KVM".to_owned(), "use '--driver qemu' for software emulation");
@@ -92,15 +95,16 @@ fn can_run(spec: &MachineSpec) -> Result<()> {
 async fn start(
     info: &FirecrackerInfo,
     cage: &Cage,
-    spec: MachineSpec,
+    mut spec: MachineSpec,
     kernel: &Path,
     snapshot: Option<&Files>,
 ) -> Result<FirecrackerMachine> {
+    let layout = Layout::of(&spec);
     let words = Words::begin(&spec.log_dir);
     let locks = place::lock_disks(&spec)?;
     let made = place::furnish(&spec, kernel, &words)?;
     // What is not there yet cannot be given.
-    drop(open_log(&words.log())?);
+    drop((open_log(&words.log())?, open_log(&words.metrics())?));
     let mut firecracker = Standalone::new(&info.program, &words.log(), &spec.runtime_dir)
         // Its own standard output is the guest's first serial port.
         .output(&words.console())
@@ -114,17 +118,21 @@ async fn start(
             place::LOG,
             "--level",
             "Info",
+            "--metrics-path",
+            place::METRICS,
         ]);
     for lock in locks {
         firecracker.give(lock);
     }
-    let policy = place::policy(&spec, kernel, &words, snapshot)?;
+    let (mac, backend) = spec.network.take().map(|network| (network.mac, network.backend)).unzip();
+    let tap = backend.map(|backend| Tap { mtu: MTU, network: firecracker.give(backend) });
+    let policy = place::policy(&spec, kernel, &words, snapshot, tap)?;
     let spawned = firecracker.caged(cage, policy).spawn()?;
 
     let client = Client::new(&spec.runtime_dir.join(place::API));
     let begun = match greet(&client, &spawned).await {
         Ok(()) => match snapshot {
-            None => boot(&client, &spec).await,
+            None => boot(&client, &spec, mac.as_deref()).await,
             Some(files) => load(&client, files, spec.paused).await,
         },
         Err(error) => Err(Failed { call: "connect".to_owned(), error }),
@@ -135,7 +143,6 @@ async fn start(
     let security = spawned.security().clone();
     let (process, pidfd) = spawned.release();
     made.keep();
-    let layout = Layout::of(&spec);
     let handle = MachineHandle {
         security,
         layout,
@@ -172,7 +179,7 @@ async fn put(client: &Client, call: impl Call) -> std::result::Result<(), Failed
         .map_err(|error| Failed { call: format!("{} {}", call.method(), call.path()), error })
 }
 
-async fn boot(client: &Client, spec: &MachineSpec) -> std::result::Result<(), Failed> {
+async fn boot(client: &Client, spec: &MachineSpec, mac: Option<&str>) -> std::result::Result<(), Failed> {
     put(client, MachineConfig { vcpu_count: spec.shape.vcpu, mem_size_mib: spec.shape.memory.0 }).await?;
     let boot_args = kernel_arguments::line(&spec.name, &spec.disks, spec.verbose_console, spec.rescue);
     put(
@@ -192,6 +199,12 @@ async fn boot(client: &Client, spec: &MachineSpec) -> std::result::Result<(), Fa
     }
     put(client, Vsock { guest_cid: GUEST_CID, uds_path: place::VSOCK }).await?;
     put(client, Entropy {}).await?;
+    // Of no size: it is there for the pages that the guest frees, which so come back to the host.
+    put(client, Balloon { amount_mib: 0, deflate_on_oom: true, free_page_reporting: true }).await?;
+    if let Some(guest_mac) = mac {
+        let interface = NetworkInterface { iface_id: "eth0", guest_mac, host_dev_name: Tap::NAME };
+        put(client, interface).await?;
+    }
     put(client, Action::InstanceStart).await?;
     is(client, State::Running).await
 }

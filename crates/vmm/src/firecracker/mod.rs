@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use banger_model::DriverKind;
+use rustix::fs::Access;
 use tokio::sync::OnceCell;
 
 pub use binary::{FirecrackerInfo, check, locate};
@@ -55,6 +56,17 @@ impl FirecrackerDriver {
     }
 }
 
+/// It takes a tap device and nothing else, which we make in the network namespace of its cage.
+fn has_network(cage: &Cage) -> std::result::Result<(), String> {
+    if cage.builder().is_none() {
+        return Err("its network needs a cage".to_owned());
+    }
+    match rustix::fs::access(place::TUN, Access::READ_OK | Access::WRITE_OK) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(format!("its network needs {}: {error}", place::TUN)),
+    }
+}
+
 #[async_trait]
 impl Driver for FirecrackerDriver {
     fn kind(&self) -> DriverKind {
@@ -62,9 +74,9 @@ impl Driver for FirecrackerDriver {
     }
 
     async fn capabilities(&self) -> Result<Capabilities> {
-        let version = self.info().await?.version.clone();
-        // It takes a tap device only; that needs a namespace of the VM's own, which is to come.
-        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network: false })
+        let FirecrackerInfo { version, warning, .. } = self.info().await?.clone();
+        let network = has_network(&self.cage).is_ok();
+        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network, warning })
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
+use crate::cage::Tap;
 use crate::driver::Words;
 use crate::process::mark;
 use crate::snapshot::Files;
@@ -21,6 +22,10 @@ pub(super) const VSOCK: &str = "vsock.sock";
 pub(super) const KERNEL: &str = "kernel";
 pub(super) const INITRAMFS: &str = "initramfs";
 pub(super) const LOG: &str = "vmm.log";
+pub(super) const METRICS: &str = "metrics.log";
+
+/// What network devices are opened by.
+pub(super) const TUN: &str = "/dev/net/tun";
 
 /// The name of a disk.
 pub(super) fn disk(disk: &Disk) -> String {
@@ -35,12 +40,17 @@ pub(super) fn furnish(spec: &MachineSpec, kernel: &Path, words: &Words) -> Resul
         remove(&dir.join(name))?;
     }
     let disks = spec.disks.iter().map(|d| (disk(d), d.path.clone()));
-    let fixed = [(KERNEL, kernel.to_owned()), (INITRAMFS, spec.initramfs.clone()), (LOG, words.log())];
     match rustix::fs::mkdir(room(words), Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(VmmError::file("make", &room(words))(e.into())),
     }
     clear_room(words);
+    let fixed = [
+        (KERNEL, kernel.to_owned()),
+        (INITRAMFS, spec.initramfs.clone()),
+        (LOG, words.log()),
+        (METRICS, words.metrics()),
+    ];
     for (name, target) in fixed.into_iter().map(|(name, path)| (name.to_owned(), path)).chain(disks) {
         let link = dir.join(name);
         remove(&link)?;
@@ -79,6 +89,7 @@ pub(super) fn policy(
     kernel: &Path,
     words: &Words,
     snapshot: Option<&Files>,
+    tap: Option<Tap>,
 ) -> Result<Policy> {
     let mut policy = Policy::nothing(mark(&spec.id));
     policy.read.extend([kernel.to_owned(), spec.initramfs.clone()]);
@@ -86,13 +97,17 @@ pub(super) fn policy(
         let list = if disk.read_only { &mut policy.read } else { &mut policy.write };
         list.push(disk.path.clone());
     }
-    policy.write.push(words.log());
+    policy.write.extend([words.log(), words.metrics()]);
     if let Some(files) = snapshot {
         policy.read.extend([files.memory.clone(), files.state.clone()]);
     }
     policy.rooms.push(spec.runtime_dir.clone());
     policy.rooms.push(room(words));
     policy.devices.push(PathBuf::from("/dev/kvm"));
+    if tap.is_some() {
+        policy.devices.push(PathBuf::from(TUN));
+    }
+    policy.tap = tap;
     for list in [&mut policy.read, &mut policy.write, &mut policy.rooms] {
         for path in list {
             *path = std::path::absolute(&*path).map_err(VmmError::file("find", path))?;

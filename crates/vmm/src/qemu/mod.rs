@@ -66,7 +66,7 @@ impl Driver for QemuDriver {
 
     async fn capabilities(&self) -> Result<Capabilities> {
         let version = self.info().await?.version.clone();
-        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network: true })
+        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network: true, warning: None })
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {

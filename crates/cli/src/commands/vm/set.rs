@@ -1,6 +1,6 @@
 //! `banger vm set`
 
-use banger_model::{Bytes, Mib, VmView};
+use banger_model::{Bytes, DriverChoice, Mib, VmView};
 use banger_protocol::api::SetVm;
 use hyper::Method;
 
@@ -28,13 +28,16 @@ pub(crate) struct Args {
     /// Size of the disk on the homes (root's and /home); a VM without one gets one, with what is in them
     #[arg(long, value_name = "SIZE", group = "size", alias = "work-disk-size")]
     work_disk: Option<Bytes>,
+    /// Run it by another machine monitor, on the same disks
+    #[arg(long, group = "size")]
+    driver: Option<DriverChoice>,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let client = context.client()?;
     let vms = args.which.vms;
-    let request =
-        SetVm { vcpu: args.vcpu, memory: args.memory, disk_size: args.disk_size, work_disk: args.work_disk };
+    let Args { vcpu, memory, disk_size, work_disk, driver, .. } = args;
+    let request = SetVm { vcpu, memory, disk_size, work_disk, driver };
     let several = vms.len() > 1;
     let results = many::each(&client, &vms, |client, vm| {
         let request = request.clone();

@@ -41,6 +41,8 @@ impl Vms {
         if let Some(path) = files.modules.clone() {
             disks.push(Disk { role: DiskRole::Modules, path, read_only: true });
         }
+        // What a guest says before an emulation ends it is all there is to see.
+        let verbose_console = verbose_console || self.emulated(vm).await.is_some();
         let mut spec = MachineSpec {
             id: vm.id.clone(),
             name: vm.name.clone(),
@@ -88,6 +90,10 @@ impl Vms {
             let why = format!("its agent did not answer within {} s after it was restored", limit.as_secs());
             return Err(boot_failed(&start.vm, &why, &[]));
         }
+        if !answered && self.emulated(&start.vm).await.is_some() {
+            let why = format!("its agent did not answer within {} s", limit.as_secs());
+            return Err(self.not_booted(start, &why).await);
+        }
         if !answered {
             tracing::warn!(vm = %start.vm.name, "the guest said nothing; booting it once more");
             start.op.notice(format!(
@@ -105,12 +111,8 @@ impl Vms {
             }
             self.launch_machine(start, true).await?;
             if !self.answered(start, limit).await? {
-                let tail = console_of(self.log_dir(start)).await.lines;
-                return Err(boot_failed(
-                    &start.vm,
-                    &format!("its agent did not answer within {} s, twice", limit.as_secs()),
-                    &tail,
-                ));
+                let why = format!("its agent did not answer within {} s, twice", limit.as_secs());
+                return Err(self.not_booted(start, &why).await);
             }
         }
         let ready_ms = u64::try_from(start.began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -142,8 +144,17 @@ impl Vms {
     }
 
     pub(super) async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
+        self.not_booted(start, exit.reason.as_str()).await
+    }
+
+    async fn not_booted(&self, start: &Start<'_>, why: &str) -> Error {
         let tail = console_of(self.log_dir(start)).await.lines;
-        boot_failed(&start.vm, exit.reason.as_str(), &tail)
+        let Some(emulated) = self.emulated(&start.vm).await else {
+            return boot_failed(&start.vm, why, &tail);
+        };
+        boot_failed(&start.vm, &format!("{why}; {emulated}"), &tail).with_hint(
+            "use '--driver qemu' (software emulation); for a VM that is there: 'banger vm set NAME --driver qemu'",
+        )
     }
 
     /// Where the machine's logs go; a rescue leaves those of the boot that failed alone.

@@ -9,6 +9,8 @@ mod namespaces;
 mod privileges;
 mod root;
 mod seccomp;
+mod shuttle;
+mod tap;
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -66,6 +68,7 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
     cage.hold(Layer::Session);
     cage.hold(Layer::Environment);
 
+    let mut packets = None;
     let entered = match namespaces::enter(description.hosts_network)? {
         Ok(entered) => {
             cage.hold(Layer::Namespaces);
@@ -95,11 +98,21 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
             }
             None => {
                 rustix::process::setsid().map_err(io::Error::from).map_err(during("begin a session"))?;
+                // Its device node is the host's; and it takes rights over the namespace that go below.
+                let made = description.tap.as_ref().map(tap::make).transpose();
+                packets =
+                    made.map_err(during("make a tap device (is /dev/net/tun there, and for this user?)"))?;
                 cage.tell(Layer::Root, root::change(description)?);
             }
         }
     } else {
         say(answer, &Answer::Pid(std::process::id()));
+        if description.tap.is_some() {
+            return Err((
+                "a network device needs a network namespace, which this host denies".to_owned(),
+                denied(),
+            ));
+        }
     }
     rustix::thread::set_no_new_privs(true)
         .map_err(io::Error::from)
@@ -107,7 +120,10 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
     cage.hold(Layer::NoNewPrivs);
     cage.tell(Layer::Capabilities, privileges::drop_all());
     cage.tell(Layer::Landlock, landlock::restrict(description));
-    keep_only(&description.keep).map_err(during("close descriptors"))?;
+    // What the shuttle carries to is nothing for the program.
+    let network = description.tap.as_ref().map(|tap| tap.network);
+    let keep: Vec<RawFd> = description.keep.iter().copied().filter(|fd| Some(*fd) != network).collect();
+    keep_only(&keep).map_err(during("close descriptors"))?;
     cage.hold(Layer::Descriptors);
     cage.tell(Layer::Seccomp, seccomp::restrict(description));
     cage.miss(Layer::Cgroup, &no_cgroup());
@@ -115,6 +131,9 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
     if let Some(missing) = cage.0.missing.iter().find(|m| description.required.contains(&m.layer)) {
         say(answer, &Answer::Refused { layer: missing.layer, why: missing.why.clone() });
         return Ok(());
+    }
+    if let (Some(packets), Some(network)) = (packets, network.and_then(open)) {
+        shuttle::start(packets, network).map_err(during("start what carries its network's frames"))?;
     }
     say(answer, &Answer::Caged(cage.0));
     let (name, args) = description.argv.split_first().ok_or_else(|| (String::new(), invalid()))?;
@@ -147,18 +166,21 @@ fn during(what: &'static str) -> impl FnOnce(io::Error) -> Fatal {
     move |error| (format!("cannot {what}"), error)
 }
 
+fn denied() -> io::Error {
+    io::Error::from_raw_os_error(libc::EPERM)
+}
+
 fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
 /// Everything but the standard three and these is closed when the program starts.
 fn keep_only(keep: &[RawFd]) -> io::Result<()> {
-    #[expect(unsafe_code, reason = "close_range and fcntl on bare numbers have no safe wrapper")]
-    // SAFETY: plain system calls on descriptor numbers; nothing is closed now, only marked to be closed by exec.
+    // Nothing is closed now, only marked to be closed by exec.
+    close_range(3, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC)?;
+    #[expect(unsafe_code, reason = "fcntl on bare numbers has no safe wrapper")]
+    // SAFETY: plain system calls on descriptor numbers.
     unsafe {
-        if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
-            return Err(io::Error::last_os_error());
-        }
         for fd in keep {
             if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
                 return Err(io::Error::last_os_error());
@@ -168,6 +190,14 @@ fn keep_only(keep: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes descriptors, or marks them. The caller makes sure that nobody uses those that are closed.
+fn close_range(from: RawFd, to: RawFd, flags: libc::c_uint) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "close_range has no safe wrapper")]
+    // SAFETY: a plain system call on descriptor numbers.
+    let failed = unsafe { libc::syscall(libc::SYS_close_range, from, to, flags) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Why there is no control group.
 fn no_cgroup() -> String {
     "limits by control groups are not set yet".to_owned()
@@ -175,7 +205,11 @@ fn no_cgroup() -> String {
 
 /// The descriptor with this number, if it is one that was given to us.
 fn given(number: &str) -> Option<OwnedFd> {
-    let number: RawFd = number.parse().ok().filter(|n| *n > 2)?;
+    open(number.parse().ok()?)
+}
+
+fn open(number: RawFd) -> Option<OwnedFd> {
+    let number = Some(number).filter(|n| *n > 2)?;
     #[expect(unsafe_code, reason = "descriptors that a parent gives are known by number only")]
     // SAFETY: it is open, as fcntl has just seen, and beyond the standard three; nothing in this process owns a
     // descriptor yet, and each number is taken once.
@@ -191,8 +225,12 @@ fn say(answer: &mut File, what: &Answer) {
     let _ = answer.write_all(&line);
 }
 
-#[expect(clippy::print_stderr, reason = "who starts this by hand is told what it is")]
 fn complain(what: &str) -> ExitCode {
-    eprintln!("banger-cage: {what}");
+    complain_of("it was started in vain", &io::Error::other(what));
     ExitCode::from(2)
+}
+
+#[expect(clippy::print_stderr, reason = "its log, or the terminal of who starts it by hand")]
+fn complain_of(what: &str, why: &io::Error) {
+    eprintln!("banger-cage: {what}: {why}");
 }

@@ -55,6 +55,17 @@ fn why(error: &io::Error) -> String {
     }
 }
 
+/// Forks; true in the child.
+pub(super) fn fork_child() -> io::Result<bool> {
+    #[expect(unsafe_code, reason = "forking has no safe wrapper")]
+    // SAFETY: this process has one thread, so no lock is held in the copy of its memory that the child gets.
+    match unsafe { libc::fork() } {
+        0 => Ok(true),
+        pid if pid > 0 => Ok(false),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Forks with our own parent as the new process's parent. `None` in the new one, which is the first of its process
 /// namespace; its pid outside in the old one.
 pub(super) fn fork_sister() -> io::Result<Option<u32>> {

@@ -37,6 +37,7 @@ calls! {
     BootSource<'_> => "/boot-source";
     Vsock<'_> => "/vsock";
     Entropy => "/entropy";
+    Balloon => "/balloon";
     Action => "/actions";
 }
 
@@ -83,6 +84,27 @@ pub(crate) struct Vsock<'a> {
 /// The random number device, with its defaults.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entropy {}
+
+/// Memory that the guest gives back.
+#[derive(Debug, Serialize)]
+pub(crate) struct Balloon {
+    pub(crate) amount_mib: u32,
+    pub(crate) deflate_on_oom: bool,
+    pub(crate) free_page_reporting: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct NetworkInterface<'a> {
+    pub(crate) iface_id: &'a str,
+    pub(crate) guest_mac: &'a str,
+    pub(crate) host_dev_name: &'a str,
+}
+
+impl Call for NetworkInterface<'_> {
+    fn path(&self) -> String {
+        format!("/network-interfaces/{}", self.iface_id)
+    }
+}
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "action_type")]
