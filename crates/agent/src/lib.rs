@@ -3,9 +3,12 @@
 pub mod archive;
 pub mod boot;
 mod exec;
+mod groups;
 mod port;
+mod restored;
 pub mod scan;
 mod server;
+mod standstill;
 mod vsock;
 mod watch;
 

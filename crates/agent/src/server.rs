@@ -4,18 +4,19 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use banger_channel::{GuestStream, Handler, serve};
 use banger_model::{Error, ErrorCode};
 use banger_protocol::agent::frame::Lane;
-use banger_protocol::agent::{AgentHello, HostHello, Reply, Request, VERSION};
+use banger_protocol::agent::{AgentHello, HostHello, Identity, Reply, Request, VERSION};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::port::Port;
+use crate::standstill::{Onward, Standstill};
 use crate::vsock::Listener;
-use crate::{archive, boot, exec, scan};
+use crate::{archive, boot, exec, groups, restored, scan};
 
 /// The clock is stepped when it is further away than this from the host's.
 const CLOCK_TOLERANCE_NS: u64 = 1_000_000_000;
@@ -24,8 +25,10 @@ const LATE: Duration = Duration::from_millis(150);
 
 /// Serves the agent's port for ever. For the server process of a guest.
 pub fn serve_guest() -> ! {
+    let standstill = Standstill::found(groups::of_guest());
     loop {
-        let outcome = runtime().and_then(|rt| rt.block_on(guest_sessions()));
+        let agent = Agent { in_guest: true, standstill: standstill.clone() };
+        let outcome = runtime().and_then(|rt| rt.block_on(guest_sessions(agent)));
         if let Err(e) = outcome {
             log(&format!("the agent channel failed: {e}"));
         }
@@ -33,24 +36,24 @@ pub fn serve_guest() -> ! {
     }
 }
 
-async fn guest_sessions() -> io::Result<()> {
+async fn guest_sessions(agent: Agent) -> io::Result<()> {
     if let Some(port) = boot::vsock_port() {
-        return vsock_sessions(port).await;
+        return vsock_sessions(port, agent).await;
     }
     let mut port = Port::open().await?;
     loop {
         port.wait_host().await?;
-        serve(&mut port, Agent { in_guest: true }).await?;
+        serve(&mut port, agent.clone()).await?;
     }
 }
 
 /// One connection after the other. One that fails, as all do when their machine is restored from a snapshot, only
 /// makes room for the next.
-async fn vsock_sessions(port: u32) -> io::Result<()> {
+async fn vsock_sessions(port: u32, agent: Agent) -> io::Result<()> {
     let listener = Listener::open(port).await?;
     loop {
         let io = listener.accept().await?;
-        let _ = serve(io, Agent { in_guest: true }).await;
+        let _ = serve(io, agent.clone()).await;
     }
 }
 
@@ -82,7 +85,7 @@ pub fn serve_socket(path: &Path) -> ExitCode {
 /// # Errors
 /// When reading or writing the stream fails.
 pub async fn serve_hosted<T: AsyncRead + AsyncWrite + Send + Unpin>(io: T) -> io::Result<()> {
-    serve(io, Agent { in_guest: false }).await
+    serve(io, Agent { in_guest: false, standstill: Standstill::default() }).await
 }
 
 fn runtime() -> io::Result<Runtime> {
@@ -100,10 +103,11 @@ fn is_told(request: &Request) -> bool {
     matches!(request, Request::Unpack(_) | Request::Scan(_) | Request::Shutdown { .. })
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Agent {
     /// Whether the machine is ours to change.
     in_guest: bool,
+    standstill: Standstill,
 }
 
 impl Handler for Agent {
@@ -113,8 +117,8 @@ impl Handler for Agent {
             log(&format!("{op}{name}"));
         }
         let answer = match request {
-            Request::Exec(spec) => return exec::run(&spec, &stream).await,
-            Request::Hello(host) => self.hello(&host),
+            Request::Exec(spec) => return exec::run(&spec, &stream, &self.standstill).await,
+            Request::Hello(host) => self.hello(host).await,
             Request::Unpack(spec) => {
                 let input = stream.blocking_reader(Handle::current());
                 blocking(&stream, move || Ok(archive::unpack(&spec, input).map(|()| Reply::Done)?)).await
@@ -156,13 +160,12 @@ impl Handler for Agent {
                 })
                 .await
             }
-            Request::Freeze | Request::Thaw { .. } => {
-                Err(Error::new(ErrorCode::Unsupported, "this agent cannot freeze its guest yet"))
-            }
             Request::SetTime { .. }
             | Request::AddEntropy { .. }
             | Request::ConfigureNetwork(_)
             | Request::Protect { .. }
+            | Request::Freeze
+            | Request::Thaw { .. }
             | Request::Shutdown { .. }
                 if !self.in_guest =>
             {
@@ -183,6 +186,12 @@ impl Handler for Agent {
                 })
                 .await
             }
+            Request::Freeze => self.freeze().await,
+            Request::Thaw { unix_ns } => {
+                let received = Instant::now();
+                let clock = move || restored::set_clock(unix_ns, received);
+                done(self.standstill.go_on(groups::of_guest(), Onward::Same, clock).await)
+            }
             Request::Shutdown { mode } => done(boot::shutdown(mode)),
         };
         if let Err(e) = &answer {
@@ -195,25 +204,17 @@ impl Handler for Agent {
 }
 
 impl Agent {
-    fn hello(self, host: &HostHello) -> Result<Reply, Error> {
+    async fn hello(&self, mut host: HostHello) -> Result<Reply, Error> {
         if host.version.major != VERSION.major {
             let message =
                 format!("the guest agent speaks version {VERSION} of the channel, banger {}", host.version);
             return Err(Error::new(ErrorCode::Unsupported, message));
         }
-        if self.in_guest {
-            if clock_ns().abs_diff(host.unix_ns) > CLOCK_TOLERANCE_NS {
-                boot::set_time(host.unix_ns)?;
-            }
-            if !host.entropy.is_empty() {
-                boot::add_entropy(&host.entropy)?;
-            }
-            tokio::spawn(async {
-                tokio::time::sleep(LATE).await;
-                if let Ok(Err(e)) = tokio::task::spawn_blocking(boot::load_late_modules).await {
-                    log(&e.to_string());
-                }
-            });
+        match (self.in_guest, host.identity.take()) {
+            (true, Some(identity)) => self.become_another(host, identity).await?,
+            (true, None) => self.greet(host).await?,
+            (false, Some(_)) => return Err(outside()),
+            (false, None) => {}
         }
         let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -226,6 +227,64 @@ impl Agent {
             init: boot::init_kind(),
             uptime_ms: u64::try_from(uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000).unwrap_or_default(),
         }))
+    }
+}
+
+impl Agent {
+    /// For the host of a guest that is who it was.
+    async fn greet(&self, host: HostHello) -> Result<(), Error> {
+        let received = Instant::now();
+        let was_still = self.standstill.is_still();
+        let first = move || {
+            if was_still || clock_ns().abs_diff(host.unix_ns) > CLOCK_TOLERANCE_NS {
+                restored::set_clock(host.unix_ns, received)?;
+            }
+            if !host.entropy.is_empty() {
+                boot::add_entropy(&host.entropy)?;
+            }
+            Ok(())
+        };
+        if was_still {
+            // Whoever froze it is gone.
+            self.standstill.go_on(groups::of_guest(), Onward::Same, first).await?;
+        } else {
+            first()?;
+        }
+        tokio::spawn(async {
+            tokio::time::sleep(LATE).await;
+            if let Ok(Err(e)) = tokio::task::spawn_blocking(boot::load_late_modules).await {
+                log(&e.to_string());
+            }
+        });
+        Ok(())
+    }
+
+    /// For the host of a guest that was restored from a copy.
+    async fn become_another(&self, host: HostHello, identity: Identity) -> Result<(), Error> {
+        let received = Instant::now();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let first = move || {
+            // Nobody waits for it only when this whole handler is gone.
+            let _ = sender.send(restored::take_on(&host, identity, received)?);
+            Ok(())
+        };
+        self.standstill.go_on(groups::of_guest(), Onward::Copy, first).await?;
+        if let Ok(remaining) = receiver.await {
+            // It may take long, and the next host is not to wait for it.
+            std::thread::spawn(move || remaining.finish(log));
+        }
+        Ok(())
+    }
+
+    async fn freeze(&self) -> Result<Reply, Error> {
+        let groups = groups::of_guest().ok_or_else(|| {
+            Error::new(ErrorCode::Unsupported, "the guest's kernel has no control groups to freeze")
+        })?;
+        // What is loaded now need not be loaded in every copy.
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(boot::load_late_modules).await {
+            log(&e.to_string());
+        }
+        done(self.standstill.freeze(groups).await)
     }
 }
 

@@ -44,49 +44,64 @@ const MASKED_GENERATORS: &[&str] = &[
 /// find them busy and report a failure; without the default dependencies it leaves them to the end.
 const KEPT_MOUNTS: &[&str] = &["lib-modules.mount", "usr-lib-modules.mount"];
 
-/// Sets the hostname, and names it in the image's files, below `root`.
+/// Sets the hostname, and names it in the image's files, below `root`, in the place of the one before.
 pub(super) fn set_hostname(root: &Path, name: &str) {
+    let before = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let _ = rustix::system::sethostname(name.as_bytes());
+    write_hostname(root, &before, name);
+}
+
+fn write_hostname(root: &Path, before: &str, name: &str) {
     let hostname = root.join("etc/hostname");
     if read(&hostname).trim() != name {
         let _ = std::fs::write(&hostname, format!("{name}\n"));
     }
     let hosts = root.join("etc/hosts");
     let text = read(&hosts);
-    if let Some(text) = with_host(&text, name) {
+    if let Some(text) = with_host(&text, before, name) {
         let _ = std::fs::write(&hosts, text);
     }
 }
 
-/// The hosts file with an entry for `name`; None when it has one.
-fn with_host(text: &str, name: &str) -> Option<String> {
-    let names = |word: &str| {
+/// The hosts file with an entry for `name`, in the place of the one for the name `before`; None when it has one.
+fn with_host(text: &str, before: &str, name: &str) -> Option<String> {
+    let names = |text: &str, word: &str| {
         text.lines()
             .map(|line| line.split('#').next().unwrap_or_default())
             .any(|line| line.split_ascii_whitespace().skip(1).any(|other| other == word))
     };
-    if names(name) {
+    let is_old = |line: &&str| **line == host_line(before);
+    let had_old = before != name && text.lines().any(|line| is_old(&line));
+    if names(text, name) && !had_old {
         return None;
     }
-    let mut text = text.to_owned();
+    let mut text: String = if had_old {
+        text.lines().filter(|line| !is_old(line)).flat_map(|line| [line, "\n"]).collect()
+    } else {
+        text.to_owned()
+    };
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    if !names("localhost") {
+    if !names(&text, "localhost") {
         text.insert_str(0, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     }
-    text.push_str(&format!("127.0.1.1\t{name}\n"));
+    if !names(&text, name) {
+        text.push_str(&host_line(name));
+        text.push('\n');
+    }
     Some(text)
+}
+
+/// Our entry, by which it is known again.
+fn host_line(name: &str) -> String {
+    format!("127.0.1.1\t{name}")
 }
 
 /// Gives the guest a machine id of its own (machine-id(5)): where there is none, and on the first boot of a system
 /// disk, since an id that came with the image would be that of every VM made from it.
 pub(super) fn set_machine_id(root: &Path, first_boot: bool) {
-    let path = root.join("etc/machine-id");
-    let old = read(&path);
-    let has_one = old.trim().len() == 32;
-    let wants_one = path.symlink_metadata().is_ok() || root.join("usr/lib/systemd").is_dir();
-    if !wants_one || (has_one && !first_boot) {
+    if machine_id(root).is_some() && !first_boot {
         return;
     }
     let mut bytes = [0; 16];
@@ -94,6 +109,22 @@ pub(super) fn set_machine_id(root: &Path, first_boot: bool) {
         return;
     }
     let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    write_machine_id(root, &id);
+}
+
+/// The machine id below `root`, if there is one.
+pub(crate) fn machine_id(root: &Path) -> Option<String> {
+    let id = read(&root.join("etc/machine-id"));
+    let id = id.trim();
+    (id.len() == 32).then(|| id.to_owned())
+}
+
+/// Writes the machine id below `root`, for an image that knows such a thing.
+pub(crate) fn write_machine_id(root: &Path, id: &str) {
+    let path = root.join("etc/machine-id");
+    if path.symlink_metadata().is_err() && !root.join("usr/lib/systemd").is_dir() {
+        return;
+    }
     let _ = std::fs::remove_file(&path);
     if std::fs::write(&path, format!("{id}\n")).is_ok() {
         let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444));
@@ -155,11 +186,30 @@ mod tests {
 
     #[test]
     fn the_hosts_file_gets_the_name_once() {
-        let written = with_host("127.0.0.1 localhost # calm-otter", "calm-otter").unwrap();
+        let written = with_host("127.0.0.1 localhost # calm-otter", "(none)", "calm-otter").unwrap();
         assert_eq!(written, "127.0.0.1 localhost # calm-otter\n127.0.1.1\tcalm-otter\n");
-        assert_eq!(with_host(&written, "calm-otter"), None);
-        let bare = with_host("", "a").unwrap();
+        assert_eq!(with_host(&written, "(none)", "calm-otter"), None);
+        assert_eq!(with_host(&written, "calm-otter", "calm-otter"), None);
+        let bare = with_host("", "(none)", "a").unwrap();
         assert!(bare.starts_with("127.0.0.1\tlocalhost\n") && bare.ends_with("127.0.1.1\ta\n"), "{bare}");
+    }
+
+    #[test]
+    fn another_name_takes_the_place_of_the_one_before() {
+        // Given a guest that was somebody else, and a user's line about that machine
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc")).unwrap();
+        let hosts = root.path().join("etc/hosts");
+        let text = "127.0.0.1\tlocalhost\n127.0.1.1\ttemplate\n10.0.0.7 template.example template\n";
+        std::fs::write(&hosts, text).unwrap();
+        // When it is renamed
+        write_hostname(root.path(), "template", "calm-otter");
+        // Then only our own line is another
+        assert_eq!(
+            read(&hosts),
+            "127.0.0.1\tlocalhost\n10.0.0.7 template.example template\n127.0.1.1\tcalm-otter\n"
+        );
+        assert_eq!(read(&root.path().join("etc/hostname")), "calm-otter\n");
     }
 
     #[test]

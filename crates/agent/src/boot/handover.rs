@@ -2,7 +2,8 @@
 //! none, process 1 for good: reaps, restarts the server, ends the machine when told.
 //! Must never return to nothing: process 1 that ends is a kernel panic.
 
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -17,6 +18,7 @@ use super::console::{die, say};
 use super::error::{BootError, Result};
 use super::modules::ModuleDir;
 use super::{SERVER_ARG0, guest, sys};
+use crate::groups::{self, Groups};
 
 /// Tells the server which descriptor is the initramfs's directory of modules.
 pub(super) const MODULES_FD: &str = "BANGER_MODULES_FD";
@@ -24,8 +26,6 @@ pub(super) const MODULES_FD: &str = "BANGER_MODULES_FD";
 pub(super) const INIT: &str = "BANGER_INIT";
 /// Tells the server on which vsock port to serve; absent when the channel is a virtio-serial port.
 pub(super) const VSOCK: &str = "BANGER_VSOCK";
-/// The server's cgroup: beside systemd's, which would else take the server into its own init.scope.
-const CGROUP: &str = "/sys/fs/cgroup/banger-agent";
 /// Where images keep their init, in the order in which the kernel and distributions look.
 const INITS: &[&str] = &[
     "/sbin/init",
@@ -44,6 +44,7 @@ const RESTART_WINDOW: Duration = Duration::from_secs(30);
 /// Starts this executable again as the server, beside `init` if there is one, and returns its process id.
 pub(super) fn start_server(
     modules: Option<&ModuleDir>,
+    groups: Option<&Groups>,
     init: Option<&str>,
     vsock: Option<u32>,
 ) -> Result<u32> {
@@ -55,16 +56,44 @@ pub(super) fn start_server(
     if let Some(port) = vsock {
         server.env(VSOCK, port.to_string());
     }
+    let mut left = Vec::new();
     if let Some(dir) = modules {
-        rustix::io::fcntl_setfd(dir.fd(), FdFlags::empty())
-            .map_err(BootError::os("leave the modules to the server"))?;
         server.env(MODULES_FD, dir.fd().as_raw_fd().to_string());
+        left.push(dir.fd().as_fd());
     }
-    let child = server.spawn().map_err(BootError::os("start the agent"));
-    if let Some(dir) = modules {
-        rustix::io::fcntl_setfd(dir.fd(), FdFlags::CLOEXEC).map_err(BootError::os("keep the modules"))?;
+    if let Some(groups) = groups {
+        server.env(groups::ROOT_FD, groups.root().as_raw_fd().to_string());
+        left.push(groups.root());
     }
-    child.map(|child| child.id())
+    let leave = |flags| {
+        left.iter()
+            .try_for_each(|fd| rustix::io::fcntl_setfd(fd, flags))
+            .map_err(BootError::os("leave descriptors to the agent"))
+    };
+    leave(FdFlags::empty())?;
+    let child = spawn(&mut server, groups);
+    leave(FdFlags::CLOEXEC)?;
+    child.map_err(BootError::os("start the agent"))
+}
+
+/// Starts the server in its group. Being moved there would take a moment in which it cannot start anything.
+fn spawn(server: &mut Command, groups: Option<&Groups>) -> io::Result<u32> {
+    let begun = groups.and_then(Groups::server).map(|group| sys::fork_into(group));
+    match begun {
+        Some(Ok(sys::Fork::Parent(pid))) => return Ok(pid),
+        Some(Ok(sys::Fork::Child)) => {
+            let error = server.exec();
+            say(&format!("cannot start the agent: {error}"));
+            std::process::exit(127)
+        }
+        // Kernels before 5.7 cannot.
+        Some(Err(_)) | None => {}
+    }
+    let pid = server.spawn()?.id();
+    if let Some(groups) = groups {
+        groups.take_server(pid);
+    }
+    Ok(pid)
 }
 
 /// The image's init, if it has one that can be run.
@@ -76,18 +105,19 @@ pub(super) fn find_init(root: &Path) -> Option<&'static str> {
 }
 
 /// Becomes the image's init. Returns only when that cannot be.
-pub(super) fn become_init(init: &str, server: u32) -> BootError {
-    // Moving it takes a moment in the kernel; the server answers meanwhile.
-    if std::fs::create_dir(CGROUP).is_ok() {
-        let _ = std::fs::write(format!("{CGROUP}/cgroup.procs"), server.to_string());
-    }
+pub(super) fn become_init(init: &str) -> BootError {
     guest::calm_systemd(Path::new("/run"));
     let error = Command::new(init).env_clear().env("PATH", PATH).env("TERM", "linux").exec();
     BootError::os(format!("run {init}"))(error)
 }
 
 /// Process 1 for good. The signals are those of systemd(1), busybox's and sysvinit's tools.
-pub(super) fn stay(mut server: u32, modules: Option<&ModuleDir>, vsock: Option<u32>) -> ! {
+pub(super) fn stay(
+    mut server: u32,
+    modules: Option<&ModuleDir>,
+    groups: Option<&Groups>,
+    vsock: Option<u32>,
+) -> ! {
     let power_off =
         [libc::SIGUSR1, libc::SIGUSR2, libc::SIGPWR, sys::realtime_signal(3), sys::realtime_signal(4)];
     let reboot = [libc::SIGTERM, libc::SIGINT, sys::realtime_signal(5)];
@@ -108,7 +138,8 @@ pub(super) fn stay(mut server: u32, modules: Option<&ModuleDir>, vsock: Option<u
             say("the agent ended; it is started again");
             // Commands inherit the mask of blocked signals; the server must not.
             let _ = signals.unblock();
-            server = start_server(modules, None, vsock).unwrap_or_else(|error| die(&error.to_string()));
+            server =
+                start_server(modules, groups, None, vsock).unwrap_or_else(|error| die(&error.to_string()));
             let _ = signals.block();
             continue;
         }

@@ -26,7 +26,11 @@ mod sys;
 use disks::Disks;
 pub use error::BootError;
 use error::Result;
+pub(crate) use guest::{machine_id, write_machine_id};
 use modules::ModuleDir;
+pub(crate) use sys::CLONE_INTO_CGROUP;
+
+use crate::groups::{self, Groups};
 
 /// `argv[0]` of the agent's server. systemd's final killing spree spares processes whose `argv[0]` begins with '@'
 /// (systemd.io/ROOT_STORAGE_DAEMONS).
@@ -60,12 +64,12 @@ pub fn role() -> Role {
 /// one line `banger: …` on the console when that cannot be done.
 pub fn run_init() -> ! {
     match boot() {
-        Ok(Booted { server, modules, init, vsock }) => {
+        Ok(Booted { server, modules, groups, init, vsock }) => {
             if let Some(init) = init {
-                let error = handover::become_init(init, server);
+                let error = handover::become_init(init);
                 console::say(&format!("{error}; the agent stays process 1"));
             }
-            handover::stay(server, modules.as_ref(), vsock)
+            handover::stay(server, modules.as_ref(), groups.as_ref(), vsock)
         }
         Err(error) => console::die(&error.to_string()),
     }
@@ -75,6 +79,7 @@ pub fn run_init() -> ! {
 struct Booted {
     server: u32,
     modules: Option<ModuleDir>,
+    groups: Option<Groups>,
     init: Option<&'static str>,
     vsock: Option<u32>,
 }
@@ -116,12 +121,14 @@ fn boot() -> Result<Booted> {
     }
     steps.done("devices");
     let init = if config.rescue { None } else { handover::find_init(Path::new("/")) };
-    let server = handover::start_server(modules.as_ref(), init, config.vsock)?;
+    // A kernel without control groups boots as well.
+    let groups = Groups::make().ok();
+    let server = handover::start_server(modules.as_ref(), groups.as_ref(), init, config.vsock)?;
     steps.done("server");
     if config.debug {
         steps.print();
     }
-    Ok(Booted { server, modules, init, vsock: config.vsock })
+    Ok(Booted { server, modules, groups, init, vsock: config.vsock })
 }
 
 /// Loads what the root needs, and begins with what the channel (its stage) and the network need on a thread of its own, so that a
@@ -145,6 +152,9 @@ fn load_devices(dir: &ModuleDir, channel: &'static str) -> Result<std::thread::J
 pub fn enter_server() {
     let _ = rustix::process::setsid();
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let fd = std::env::var(groups::ROOT_FD).ok().and_then(|fd| fd.parse().ok());
+    let init = (init_kind() == InitKind::Agent).then_some(1);
+    groups::take_over(fd.and_then(|fd| sys::inherited_fd(fd).ok()), init);
 }
 
 /// Takes the server's OOM protection off a child. Cheap; call it for every command that is run for the host.
@@ -216,6 +226,25 @@ pub fn set_time(unix_ns: i64) -> Result<(), BootError> {
 /// # Errors
 /// `invalid_argument` for more, or when the kernel refuses.
 pub fn add_entropy(bytes: &[u8]) -> Result<(), BootError> {
+    credit(bytes).map(drop)
+}
+
+/// Credits fresh random bytes, and lets all random numbers come from them at once: nothing that a copy of this memory
+/// draws is what this one draws.
+///
+/// # Errors
+/// As [`add_entropy`]; also for fewer than 32 bytes, which would be no new beginning.
+pub fn renew_random_numbers(bytes: &[u8]) -> Result<(), BootError> {
+    const ENOUGH: usize = 32;
+    if bytes.len() < ENOUGH {
+        let message = format!("{} random bytes are fewer than {ENOUGH}", bytes.len());
+        return Err(BootError::Invalid(message));
+    }
+    sys::reseed(&credit(bytes)?).map_err(BootError::os("begin the random numbers anew"))
+}
+
+/// The kernel's pool, with these bytes in it.
+fn credit(bytes: &[u8]) -> Result<std::fs::File, BootError> {
     if bytes.len() > sys::ENTROPY_MAX {
         let message = format!("{} random bytes are more than {}", bytes.len(), sys::ENTROPY_MAX);
         return Err(BootError::Invalid(message));
@@ -224,11 +253,18 @@ pub fn add_entropy(bytes: &[u8]) -> Result<(), BootError> {
         .write(true)
         .open("/dev/random")
         .map_err(BootError::os("open /dev/random"))?;
-    sys::add_entropy(&pool, bytes).map_err(BootError::os("credit random bytes"))
+    sys::add_entropy(&pool, bytes).map_err(BootError::os("credit random bytes"))?;
+    Ok(pool)
 }
 
-/// Brings the network up: loopback, address, default route, MTU, `/etc/resolv.conf`. Blocks: loads the device's
-/// modules first if that has not been done, and waits a few seconds for the device.
+/// Gives the running guest another name, in the kernel and in its files below `root`.
+pub fn rename(root: &Path, name: &str) {
+    guest::set_hostname(root, name);
+}
+
+/// Brings the network up: loopback, MAC and IP address, default route, MTU, `/etc/resolv.conf`. Other addresses and routes
+/// of the device go. Blocks: loads the device's modules first if that has not been done, and waits a few seconds for
+/// the device.
 ///
 /// # Errors
 /// `invalid_argument` for an address that is none; a sentence when the device does not come or the kernel refuses.

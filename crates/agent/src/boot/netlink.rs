@@ -9,8 +9,15 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 // linux/rtnetlink.h, linux/netlink.h, linux/if_link.h, linux/if_addr.h
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_DUMP: u16 = 0x300;
+const IFLA_ADDRESS: u16 = 1;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_REPLACE: u16 = 0x100;
@@ -23,6 +30,8 @@ const IFA_BROADCAST: u16 = 4;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RT_TABLE_MAIN: u8 = 254;
+/// The kernel's own route to the network of an address comes and goes with that.
+const RTPROT_KERNEL: u8 = 2;
 const RTPROT_BOOT: u8 = 3;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RTN_UNICAST: u8 = 1;
@@ -85,12 +94,105 @@ impl Netlink {
         self.ask(message)
     }
 
+    /// Gives an interface another hardware address.
+    pub(super) fn hardware_address(&self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = Message::new(RTM_NEWLINK, 0);
+        message.put(&[0; 4]);
+        message.put(&index.to_ne_bytes());
+        message.put(&[0; 8]);
+        message.attribute(IFLA_ADDRESS, &mac);
+        self.ask(message)
+    }
+
+    /// Takes from an interface the IPv4 routes that somebody gave it, and all IPv4 addresses but `keep`.
+    pub(super) fn forget(&self, index: u32, keep: (Ipv4Addr, u8)) -> io::Result<()> {
+        // struct rtmsg: the table is at 4, the protocol at 5
+        let mut family = [0; 12];
+        family[0] = AF_INET;
+        for route in self.dump(RTM_GETROUTE, &family)? {
+            let ours = attribute_of(&route, family.len(), RTA_OIF) == Some(&index.to_ne_bytes());
+            if ours && route.get(4) == Some(&RT_TABLE_MAIN) && route.get(5) != Some(&RTPROT_KERNEL) {
+                self.take(RTM_DELROUTE, &route)?;
+            }
+        }
+        // struct ifaddrmsg: the prefix length is at 1, the interface at 4
+        let mut family = [0; 8];
+        family[0] = AF_INET;
+        for address in self.dump(RTM_GETADDR, &family)? {
+            let ours = address.get(4..8) == Some(&index.to_ne_bytes());
+            let same = attribute_of(&address, family.len(), IFA_LOCAL) == Some(&keep.0.octets())
+                && address.get(1) == Some(&keep.1);
+            if ours && !same {
+                self.take(RTM_DELADDR, &address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for something to be gone. With the one that it belongs to it may be gone already.
+    fn take(&self, kind: u16, what: &[u8]) -> io::Result<()> {
+        let mut message = Message::new(kind, 0);
+        message.put(what);
+        match self.ask(message) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EADDRNOTAVAIL)) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// All that the kernel has of a kind, each without its header.
+    fn dump(&self, kind: u16, family: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let mut message = Message::new(kind, NLM_F_DUMP);
+        message.put(family);
+        rustix::net::send(&self.0, &message.finish(), SendFlags::empty())?;
+        let (mut found, mut answer) = (Vec::new(), vec![0; 64 * 1024]);
+        loop {
+            let (_, length) = rustix::net::recv(&self.0, answer.as_mut_slice(), RecvFlags::empty())?;
+            let mut rest = answer.get(..length).unwrap_or_default();
+            while let Some((kind, payload, after)) = split(rest) {
+                match kind {
+                    NLMSG_DONE => return Ok(found),
+                    NLMSG_ERROR => acknowledged(rest)?,
+                    _ => found.push(payload.to_vec()),
+                }
+                rest = after;
+            }
+            if !rest.is_empty() || length == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the kernel's answer is not understood",
+                ));
+            }
+        }
+    }
+
     fn ask(&self, message: Message) -> io::Result<()> {
         let bytes = message.finish();
         rustix::net::send(&self.0, &bytes, SendFlags::empty())?;
         let mut answer = [0; 4096];
         let (_, length) = rustix::net::recv(&self.0, &mut answer, RecvFlags::empty())?;
         acknowledged(answer.get(..length).unwrap_or_default())
+    }
+}
+
+/// The first message: its kind, what is behind its header, and what comes after it.
+fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
+    let kind = u16::from_ne_bytes([*bytes.get(4)?, *bytes.get(5)?]);
+    let payload = bytes.get(HEADER..length)?;
+    Some((kind, payload, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The value of an attribute behind the first `skip` bytes of a message.
+fn attribute_of(message: &[u8], skip: usize, wanted: u16) -> Option<&[u8]> {
+    let mut rest = message.get(skip..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes([*rest.first()?, *rest.get(1)?]));
+        let kind = u16::from_ne_bytes([*rest.get(2)?, *rest.get(3)?]);
+        let value = rest.get(4..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
     }
 }
 
@@ -129,11 +231,13 @@ impl Message {
         self.0.extend_from_slice(bytes);
     }
 
-    /// All attributes used here have four bytes, so nothing needs padding.
-    fn attribute(&mut self, kind: u16, value: &[u8; 4]) {
-        self.put(&8u16.to_ne_bytes());
+    /// An attribute of a few bytes, and what fills it up to four.
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        let length = u16::try_from(value.len() + 4).unwrap_or_default();
+        self.put(&length.to_ne_bytes());
         self.put(&kind.to_ne_bytes());
         self.put(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
     fn finish(mut self) -> Vec<u8> {
@@ -157,6 +261,28 @@ mod tests {
         let error = netlink.up(0x7fff_fff0, Some(1500)).unwrap_err();
         // Then it understood the request and says why not: ENODEV, or EPERM for an ordinary user
         assert!(matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EPERM)), "{error}");
+    }
+
+    #[test]
+    fn what_the_kernel_has_is_listed() {
+        // Given this machine's loopback, with an address and a route of the kernel's own
+        let netlink = Netlink::open().unwrap();
+        let mut family = [0; 8];
+        family[0] = AF_INET;
+        let addresses = netlink.dump(RTM_GETADDR, &family).unwrap();
+        let local = |a: &Vec<u8>| attribute_of(a, 8, IFA_LOCAL) == Some(&[127, 0, 0, 1]);
+        assert_eq!(addresses.iter().filter(|a| local(a)).count(), 1, "{addresses:?}");
+        // Then a second question is answered as well
+        assert_eq!(netlink.dump(RTM_GETADDR, &family).unwrap().len(), addresses.len());
+    }
+
+    #[test]
+    fn lengths_that_lie_end_the_reading() {
+        assert_eq!(split(&[0; 16]), None, "a message shorter than its header");
+        assert_eq!(split(&[200, 0, 0, 0, 3, 0, 0, 0]), None, "one that is not all there");
+        assert_eq!(attribute_of(&[0, 0, 1, 0], 0, 9), None, "an attribute shorter than its header");
+        assert_eq!(attribute_of(&[9, 0, 9, 0, 1], 0, 9), None, "one that is not all there");
+        assert_eq!(attribute_of(&[5, 0, 9, 0, 7, 0, 0, 0], 0, 9), Some(&[7][..]));
     }
 
     #[test]

@@ -31,8 +31,14 @@ pub(super) fn configure(config: &NetworkConfig) -> Result<()> {
     let plan = plan(config)?;
     let netlink = Netlink::open().map_err(BootError::os("ask the kernel's routing side"))?;
     loopback_up(&netlink)?;
-    let device = find_device(Path::new("/sys/class/net"), &plan.mac)?;
+    let (device, is_it) = find_device(Path::new("/sys/class/net"), &plan.mac)?;
     let index = index_of(&device)?;
+    if !is_it {
+        become_another(&netlink, &device, index, &plan)?;
+    }
+    netlink
+        .forget(index, (plan.address, plan.prefix))
+        .map_err(BootError::os(format!("take what {device} had from it")))?;
     netlink
         .up(index, Some(plan.mtu))
         .map_err(BootError::os(format!("bring {device} up with MTU {}", plan.mtu)))?;
@@ -46,6 +52,31 @@ pub(super) fn configure(config: &NetworkConfig) -> Result<()> {
         Some(text) => write_resolv_conf(Path::new("/"), text),
         None => Ok(()),
     }
+}
+
+/// Gives the device another MAC address while it is up, and an IPv6 address made from that.
+fn become_another(netlink: &Netlink, device: &str, index: u32, plan: &Plan) -> Result<()> {
+    let octets =
+        octets(&plan.mac).ok_or_else(|| BootError::Invalid(format!("no MAC address: {}", plan.mac)))?;
+    netlink
+        .hardware_address(index, octets)
+        .map_err(BootError::os(format!("give {device} the address {}", plan.mac)))?;
+    let switch = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
+    if std::fs::read_to_string(&switch).is_ok_and(|off| off.trim() == "0") {
+        for value in ["1", "0"] {
+            std::fs::write(&switch, value).map_err(BootError::os(format!("renew IPv6 on {device}")))?;
+        }
+    }
+    Ok(())
+}
+
+fn octets(mac: &str) -> Option<[u8; 6]> {
+    let mut octets = [0; 6];
+    let mut parts = mac.split(':');
+    for octet in &mut octets {
+        *octet = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(octets)
 }
 
 /// Whether there is a virtio device for a network, with or without its driver.
@@ -78,7 +109,7 @@ fn plan(config: &NetworkConfig) -> Result<Plan> {
     let prefix =
         prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(|| bad("a prefix length", prefix))?;
     let mac = config.mac.to_ascii_lowercase();
-    if mac.len() != 17 || !mac.bytes().all(|b| b.is_ascii_hexdigit() || b == b':') {
+    if octets(&mac).is_none() || mac.len() != 17 {
         return Err(bad("a MAC address", &config.mac));
     }
     let servers: Vec<String> = config
@@ -97,11 +128,15 @@ fn plan(config: &NetworkConfig) -> Result<Plan> {
     })
 }
 
-fn find_device(class_net: &Path, mac: &str) -> Result<String> {
+/// The device with this MAC address, or, in a guest that was copied, the one that shall have it; and whether it has.
+fn find_device(class_net: &Path, mac: &str) -> Result<(String, bool)> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(device) = device_with(class_net, mac) {
-            return Ok(device);
+            return Ok((device, true));
+        }
+        if let Some(device) = only_device(class_net) {
+            return Ok((device, false));
         }
         if Instant::now() >= deadline {
             return Err(BootError::Missing(format!("there is no network device with the address {mac}")));
@@ -115,6 +150,16 @@ fn device_with(class_net: &Path, mac: &str) -> Option<String> {
         let address = std::fs::read_to_string(entry.path().join("address")).ok()?;
         (address.trim() == mac).then(|| entry.file_name().into_string().ok())?
     })
+}
+
+/// The one that is a device and no construction of the kernel's, such as a bridge of containers.
+fn only_device(class_net: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(class_net).ok()?.flatten();
+    let mut devices = entries.filter(|entry| entry.path().join("device").exists());
+    match (devices.next(), devices.next()) {
+        (Some(device), None) => device.file_name().into_string().ok(),
+        _ => None,
+    }
 }
 
 fn index_of(device: &str) -> Result<u32> {
@@ -175,8 +220,17 @@ mod tests {
             std::fs::create_dir(dir.path().join(name)).unwrap();
             std::fs::write(dir.path().join(name).join("address"), format!("{mac}\n")).unwrap();
         }
-        assert_eq!(find_device(dir.path(), "52:54:00:ab:00:01").unwrap(), "eth0");
+        let ours = "52:54:00:ab:00:01";
+        assert_eq!(find_device(dir.path(), ours).unwrap(), ("eth0".into(), true));
         assert_eq!(device_with(dir.path(), "52:54:00:ab:00:02"), None);
+        // One that was copied with another address is known by being the only one with hardware
+        std::fs::create_dir(dir.path().join("eth0/device")).unwrap();
+        assert_eq!(find_device(dir.path(), "52:54:00:ab:00:02").unwrap(), ("eth0".into(), false));
+        std::fs::create_dir_all(dir.path().join("eth1/device")).unwrap();
+        assert_eq!(only_device(dir.path()), None, "which?");
+        assert_eq!(octets(ours), Some([0x52, 0x54, 0, 0xab, 0, 1]));
+        assert_eq!(octets("52:54:00:ab:00"), None);
+        assert_eq!(octets("52:54:00:ab:00:01:02"), None);
     }
 
     #[test]

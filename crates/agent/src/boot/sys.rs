@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "a leaf module that wraps system calls")]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A set of signals.
 pub(super) struct SignalSet(libc::sigset_t);
@@ -71,6 +71,36 @@ pub(super) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Which side of a fork this is.
+pub(super) enum Fork {
+    /// With the child's process id.
+    Parent(u32),
+    /// In the child's group already.
+    Child,
+}
+
+/// `CLONE_INTO_CGROUP` of linux/sched.h: more than the 32 bits that the C library's constants have.
+pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Forks into a control group (clone(2)). Refuses where there are more threads than this one, which
+/// the child would not have.
+pub(super) fn fork_into(group: BorrowedFd<'_>) -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: zeros are a valid value of a structure of numbers.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = group.as_raw_fd() as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of all memory, and no other thread held a lock at the fork.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(u32::try_from(pid).unwrap_or_default())),
+    }
+}
+
 /// `RNDADDENTROPY` of random(4): `_IOW('R', 0x03, int[2])`.
 const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 /// The most bytes credited at once.
@@ -86,7 +116,6 @@ struct RandPoolInfo {
 
 /// Credits up to [`ENTROPY_MAX`] bytes to the kernel's pool; `device` is an open `/dev/random`.
 pub(super) fn add_entropy(device: &std::fs::File, bytes: &[u8]) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     let mut info = RandPoolInfo { entropy_bits: 0, bytes: 0, buffer: [0; ENTROPY_MAX] };
     let Some(room) = info.buffer.get_mut(..bytes.len()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -101,12 +130,23 @@ pub(super) fn add_entropy(device: &std::fs::File, bytes: &[u8]) -> io::Result<()
     }
 }
 
+/// `RNDRESEEDCRNG` of random(4): `_IO('R', 0x07)`.
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+
+/// Makes the kernel's random numbers depend on what was credited from now on, rather than within the next minutes.
+pub(super) fn reseed(device: &std::fs::File) -> io::Result<()> {
+    // SAFETY: the ioctl takes no argument.
+    match unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// `EXT4_IOC_RESIZE_FS` of linux/ext4.h: `_IOW('f', 16, __u64)`.
 const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
 
 /// Grows the mounted ext4 file system that `on` is open on to this many of its blocks.
 pub(super) fn resize_ext4(on: &std::fs::File, blocks: u64) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     // SAFETY: the ioctl reads one 64-bit number, which lives until it returns.
     match unsafe { libc::ioctl(on.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) } {
         0 => Ok(()),

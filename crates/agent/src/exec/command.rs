@@ -102,6 +102,7 @@ impl Command {
             stdio,
             terminal,
             identity,
+            group: crate::groups::of_guest().and_then(crate::groups::Groups::commands),
         })
     }
 

@@ -26,6 +26,8 @@ use command::Command;
 use spawn::{Child, signal_group};
 use stdio::{Ends, Terminal};
 
+use crate::standstill::{Life, Standstill};
+
 /// After the command's end its descendants may hold its streams; their silence this long ends the request.
 const QUIET: Duration = Duration::from_millis(50);
 /// Silent periods that count as the end.
@@ -39,9 +41,17 @@ const FIRST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 
 /// Runs a command for the host and tells it the outcome.
-pub(crate) async fn run(spec: &ExecSpec, stream: &GuestStream) {
-    let answer = match start(spec) {
-        Ok(running) => match running.attend(stream).await {
+pub(crate) async fn run(spec: &ExecSpec, stream: &GuestStream, standstill: &Standstill) {
+    // First who is gone: in a copy of this machine nobody asks for the command any more.
+    let moving = tokio::select! {
+        biased;
+        _ = stream.ended() => return,
+        moving = standstill.moving() => moving,
+    };
+    let (life, started) = (standstill.life(), start(spec));
+    drop(moving);
+    let answer = match started {
+        Ok(running) => match running.attend(stream, &life).await {
             Some(status) => Reply::Exited(status),
             None => return,
         },
@@ -148,8 +158,8 @@ struct Flow {
 
 impl Running {
     /// Carries bytes, signals and sizes until the command has ended and its output is delivered;
-    /// `None` when nobody listens any more.
-    async fn attend(self, stream: &GuestStream) -> Option<ExitStatus> {
+    /// `None` when nobody listens any more and it is to end.
+    async fn attend(self, stream: &GuestStream, life: &Life) -> Option<ExitStatus> {
         let pid = self.leader.pid;
         let _ = stream.reply(&Reply::Started { pid: pid.as_raw_nonzero().get().unsigned_abs() }).await;
         let leader = self.leader;
@@ -158,8 +168,8 @@ impl Running {
             Ends::Pipes { stdin, stdout, stderr } => {
                 let output = async {
                     tokio::join!(
-                        carry(Source::Pipe(stdout), Lane::Out, stream, &out_flow),
-                        carry(Source::Pipe(stderr), Lane::Err, stream, &err_flow)
+                        carry(Source::Pipe(stdout), Lane::Out, stream, life, &out_flow),
+                        carry(Source::Pipe(stderr), Lane::Err, stream, life, &err_flow)
                     );
                 };
                 let input = feed_pipe(stdin, stream);
@@ -168,11 +178,11 @@ impl Running {
                         signal_group(pid, signal);
                     }
                 });
-                conclude(&leader, stream, [&out_flow, &err_flow], output, input, control).await
+                conclude(&leader, stream, life, [&out_flow, &err_flow], output, input, control).await
             }
             Ends::Terminal(terminal) => {
                 let terminal = &terminal;
-                let output = carry(Source::Terminal(terminal), Lane::Out, stream, &out_flow);
+                let output = carry(Source::Terminal(terminal), Lane::Out, stream, life, &out_flow);
                 let input = feed_terminal(terminal, stream);
                 let control = obey(stream, |control| match control {
                     Control::Signal { signal } => signal_group(terminal.foreground().unwrap_or(pid), signal),
@@ -180,7 +190,7 @@ impl Running {
                         let _ = terminal.resize(size);
                     }
                 });
-                conclude(&leader, stream, [&out_flow, &err_flow], output, input, control).await
+                conclude(&leader, stream, life, [&out_flow, &err_flow], output, input, control).await
             }
         };
         // From here the streams are closed: the descendants of a command whose host is gone notice at once.
@@ -195,13 +205,14 @@ impl Running {
 async fn conclude(
     leader: &Leader,
     stream: &GuestStream,
+    life: &Life,
     flows: [&Flow; 2],
     output: impl Future<Output = ()>,
     input: impl Future<Output = ()>,
     control: impl Future<Output = ()>,
 ) -> Option<ExitStatus> {
     let mut output = std::pin::pin!(output);
-    let mut delivered = false;
+    let (mut delivered, mut alone) = (false, false);
     {
         let mut beside = std::pin::pin!(async {
             tokio::join!(input, control);
@@ -210,7 +221,12 @@ async fn conclude(
         loop {
             tokio::select! {
                 () = leader.ended() => break,
-                _ = stream.ended() => return None,
+                _ = stream.ended(), if !alone => {
+                    alone = life.goes_on_alone().await;
+                    if !alone {
+                        return None;
+                    }
+                }
                 () = &mut output, if !delivered => delivered = true,
                 () = &mut beside => {}
             }
@@ -265,8 +281,8 @@ impl Source<'_> {
     }
 }
 
-/// Carries output to the host until the source ends.
-async fn carry(mut source: Source<'_>, lane: Lane, stream: &GuestStream, flow: &Flow) {
+/// Carries output to the host until the source ends. That of a command that goes on alone goes nowhere.
+async fn carry(mut source: Source<'_>, lane: Lane, stream: &GuestStream, life: &Life, flow: &Flow) {
     let mut size = FIRST_READ;
     loop {
         let mut buf = BytesMut::with_capacity(size);
@@ -275,7 +291,7 @@ async fn carry(mut source: Source<'_>, lane: Lane, stream: &GuestStream, flow: &
             Ok(n) => n,
         };
         flow.stalled.store(true, Ordering::Relaxed);
-        if stream.send(lane, buf.freeze()).await.is_err() {
+        if stream.send(lane, buf.freeze()).await.is_err() && !life.goes_on_alone().await {
             return;
         }
         flow.stalled.store(false, Ordering::Relaxed);

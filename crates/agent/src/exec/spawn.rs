@@ -26,6 +26,8 @@ pub(super) struct Plan<'a> {
     pub(super) terminal: bool,
     /// User, group and supplementary groups; `None` leaves them.
     pub(super) identity: Option<(u32, u32, &'a [u32])>,
+    /// The control group to begin in, where the kernel can do that.
+    pub(super) group: Option<BorrowedFd<'a>>,
 }
 
 /// A running child, its own session and process group.
@@ -102,7 +104,9 @@ pub(super) fn spawn(plan: &Plan<'_>) -> Result<Child, Failure> {
     let pid = unsafe {
         let top = stack.as_mut_ptr().add(STACK);
         let top = top.sub(top as usize % 16);
-        libc::clone(child, top.cast(), flags, (&raw mut shared).cast(), &raw mut pidfd)
+        let arg: *mut c_void = (&raw mut shared).cast();
+        let begun = plan.group.and_then(|group| clone_into(group, flags, top, arg, &raw mut pidfd));
+        begun.unwrap_or_else(|| libc::clone(child, top.cast(), flags, arg, &raw mut pidfd))
     };
     let errno = last_errno();
     // SAFETY: restores the set saved above.
@@ -118,6 +122,54 @@ pub(super) fn spawn(plan: &Plan<'_>) -> Result<Child, Failure> {
             Err(failure)
         }
     }
+}
+
+/// clone3(2), which can begin a process in a control group; the C library does not offer it. `None` where it cannot be:
+/// before Linux 5.7, or when the group takes no processes.
+///
+/// # Safety
+/// As for clone(2) with these flags: `top` is the aligned end of a stack, and `arg` is what [`child`] takes.
+unsafe fn clone_into(
+    group: BorrowedFd<'_>,
+    flags: c_int,
+    top: *mut u8,
+    arg: *mut c_void,
+    pidfd: *mut c_int,
+) -> Option<c_int> {
+    // SAFETY: zeros are a valid value of a structure of numbers.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The signal has a field of its own.
+    args.flags = (flags & !libc::SIGCHLD) as u64 | crate::boot::CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.pidfd = pidfd as u64;
+    // The kernel takes the lower end and the size; only their sum matters.
+    args.stack = top as u64 - STACK as u64 / 2;
+    args.stack_size = STACK as u64 / 2;
+    args.cgroup = group.as_raw_fd() as u64;
+    let result: i64;
+    // SAFETY: the child comes back from the system call on its own, empty stack, where only the registers are as here;
+    // it calls `child`, which does not return. The parent comes back after that has left the memory, with its own stack
+    // as it was. The system call spoils rcx and r11.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r13",
+            "call r12",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") &raw const args,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") child as extern "C" fn(*mut c_void) -> c_int,
+            in("r13") arg,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    c_int::try_from(result).ok().filter(|pid| *pid > 0)
 }
 
 /// Sends a signal, also a real-time one, to a process group.

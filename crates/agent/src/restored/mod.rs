@@ -1,0 +1,96 @@
+//! What makes a guest that was restored from a copied memory a machine of its own. Owns the order: all that a process could
+//! see is other before any process goes on. Must never leave half an identity to a guest that goes on.
+
+mod hooks;
+mod host_keys;
+mod machine_id;
+
+use std::path::Path;
+use std::time::Instant;
+
+use banger_model::{Error, ErrorCode};
+use banger_protocol::agent::{HostHello, Identity};
+
+use crate::boot;
+use host_keys::KeyKind;
+
+/// What is left to do once processes run again.
+#[derive(Debug)]
+pub(crate) struct Remaining {
+    identity: Identity,
+    keys: Vec<KeyKind>,
+}
+
+/// Takes an identity on; `received` is when the host's word came. Blocks. Nothing in the guest may run but the agent.
+///
+/// # Errors
+/// `invalid_argument` for an identity that is none, before anything is changed; a sentence for what the kernel refuses.
+pub(crate) fn take_on(hello: &HostHello, identity: Identity, received: Instant) -> Result<Remaining, Error> {
+    check(&identity)?;
+    let root = Path::new("/");
+    boot::renew_random_numbers(&hello.entropy)?;
+    boot::rename(root, &identity.hostname);
+    if let Some(id) = &identity.machine_id {
+        machine_id::replace(root, id);
+    }
+    let keys = if identity.machine_id.is_some() { host_keys::remove(root) } else { Vec::new() };
+    if let Some(network) = &identity.network {
+        boot::configure_network(network)?;
+    }
+    // Last, since the others take a moment.
+    set_clock(hello.unix_ns, received)?;
+    Ok(Remaining { identity, keys })
+}
+
+/// Sets the clock to what the host said, and the time since then.
+pub(crate) fn set_clock(unix_ns: i64, received: Instant) -> Result<(), Error> {
+    let since = i64::try_from(received.elapsed().as_nanos()).unwrap_or_default();
+    Ok(boot::set_time(unix_ns.saturating_add(since))?)
+}
+
+fn check(identity: &Identity) -> Result<(), Error> {
+    let bad = |what: &str, value: &str| {
+        Err(Error::new(ErrorCode::InvalidArgument, format!("'{}' is no {what}", value.escape_debug())))
+    };
+    let name = &identity.hostname;
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(fine) {
+        return bad("hostname", name);
+    }
+    match &identity.machine_id {
+        Some(id) if !machine_id::is_one(id) => bad("machine id", id),
+        _ => Ok(()),
+    }
+}
+
+impl Remaining {
+    /// Makes the host keys anew and runs the image's hooks. Blocks for as long as those take; what they say and what fails
+    /// goes to the console.
+    pub(crate) fn finish(self, log: impl Fn(&str)) {
+        let root = Path::new("/");
+        log(&format!("restored as {}", self.identity.hostname));
+        host_keys::generate(root, &self.keys, &self.identity.hostname, &log);
+        hooks::run(root, &self.identity, &log);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_checked_before_anything_is_changed() {
+        let good =
+            Identity { hostname: "calm-otter".into(), machine_id: Some("0a".repeat(16)), network: None };
+        check(&good).unwrap();
+        check(&Identity { machine_id: None, ..good.clone() }).unwrap();
+        for hostname in ["", "a b", "a\nb", &"a".repeat(65), "../a"] {
+            let error = check(&Identity { hostname: hostname.into(), ..good.clone() }).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{hostname}");
+        }
+        for id in ["", "0a", &"0A".repeat(16), &"0g".repeat(16), &"00".repeat(16)] {
+            let error = check(&Identity { machine_id: Some(id.into()), ..good.clone() }).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{id}");
+        }
+    }
+}
