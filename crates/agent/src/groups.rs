@@ -411,6 +411,6 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let moved = fs::read_to_string(fake.dir.path().join("cgroup/banger-still/cgroup.procs")).unwrap();
         assert_eq!(moved, "77");
-        assert_eq!(fake.switch("banger"), "0");
+        assert_eq!(fake.switch("banger").trim(), "0");
     }
 }
