@@ -11,6 +11,7 @@
 mod bench;
 #[path = "../guest/mod.rs"]
 mod guest;
+mod identity;
 mod machine;
 mod real;
 mod scripted;

@@ -15,6 +15,7 @@ use banger_vmm::{Disk, DiskRole, ExitReason, Machine, MachineSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::bench::{Bench, Subject, nothing, read, soon};
+use crate::identity::a_copy_is_another_machine_before_anything_in_it_goes_on;
 use crate::{Scenario, scenarios};
 
 /// Software emulation on a busy host is slow.
@@ -26,6 +27,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         the_channel_is_made_anew_as_often_as_it_ends,
         a_pause_does_not_break_the_channel,
         a_snapshot_answers_wherever_it_goes_on,
+        a_copy_is_another_machine_before_anything_in_it_goes_on,
         a_guest_powers_off,
     ]
 }
@@ -42,7 +44,7 @@ fn agent() -> PathBuf {
 }
 
 /// A machine that boots the test cache's kernel and smallest image.
-fn spec(bench: &Bench, system: &Path) -> MachineSpec {
+pub(crate) fn spec(bench: &Bench, system: &Path) -> MachineSpec {
     let seed = Seed::bare();
     // The kernel's own directory is copied: the initramfs is put beside it.
     let kernels = bench.files().join("kernels");
@@ -74,7 +76,7 @@ fn system(bench: &Bench) -> PathBuf {
 }
 
 /// A machine whose agent has answered.
-async fn boot(bench: &Bench) -> (Arc<dyn Machine>, Session) {
+pub(crate) async fn boot(bench: &Bench) -> (Arc<dyn Machine>, Session) {
     let machine = soon(bench.subject.driver.launch(spec(bench, &system(bench)))).await.unwrap();
     let answered = tokio::time::timeout(BOOT, connect(&*machine)).await;
     let (session, _) = answered.unwrap_or_else(|_| panic!("no answer; {}", read(&bench.console())));
@@ -89,7 +91,7 @@ async fn connect(machine: &dyn Machine) -> (Session, AgentHello) {
     (session, hello)
 }
 
-fn fresh() -> [u8; 16] {
+pub(crate) fn fresh() -> [u8; 16] {
     let mut nonce = [0; 16];
     rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).unwrap();
     nonce
@@ -118,7 +120,7 @@ async fn sh(session: &Session, script: &str) -> (String, ExitStatus) {
     (String::from_utf8_lossy(&out).into_owned(), status.expect("an end"))
 }
 
-async fn says(session: &Session, script: &str) -> String {
+pub(crate) async fn says(session: &Session, script: &str) -> String {
     let (out, status) = soon(sh(session, script)).await;
     assert_eq!(status, ExitStatus::Code(0), "{script}: {out}");
     out.trim_end().to_owned()
