@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use banger_channel::Session;
 use banger_model::{Error, ErrorCode, LastError, Result, Vm, VmId, VmState};
-use banger_protocol::agent::{AgentHello, VERSION};
+use banger_protocol::agent::{AgentHello, Identity, VERSION};
 use banger_vmm::{ExitInfo, ExitReason, Machine, console};
 
 use super::Vms;
@@ -95,7 +95,7 @@ impl Live {
             return Ok(session.clone());
         }
         let name = &self.machine.handle().name;
-        match tokio::time::timeout(REANSWER, greet(&*self.machine)).await {
+        match tokio::time::timeout(REANSWER, greet(&*self.machine, None)).await {
             Ok(Ok((session, _))) => Ok(slot.insert(session).clone()),
             Ok(Err(e)) => Err(e),
             Err(_) => Err(Error::new(
@@ -108,11 +108,14 @@ impl Live {
 }
 
 /// Connects to the agent and exchanges hellos, however long that takes: the caller sets the limit.
-pub(crate) async fn greet(machine: &dyn Machine) -> Result<(Session, AgentHello)> {
+pub(crate) async fn greet(
+    machine: &dyn Machine,
+    identity: Option<Identity>,
+) -> Result<(Session, AgentHello)> {
     let io = machine.connect_agent().await?;
     let session = Session::connect(io, random_bytes()).await?;
     let unix_ns = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-    let agent = session.hello(unix_ns, random_bytes::<64>().to_vec(), None).await?;
+    let agent = session.hello(unix_ns, random_bytes::<64>().to_vec(), identity).await?;
     if agent.version != VERSION {
         tracing::info!(theirs = %agent.version, ours = %VERSION, agent = agent.agent, "an agent of another version");
     }

@@ -35,6 +35,8 @@ const FORMAT: u32 = 1;
 pub(crate) struct About {
     /// [`FORMAT`].
     format: u32,
+    /// Which VM it was.
+    pub(crate) id: banger_model::VmId,
     /// What the VM was called.
     pub(crate) name: VmName,
     /// The image's name then.
@@ -70,6 +72,7 @@ impl About {
     pub(crate) fn of(vm: &Vm, files: &BootFiles) -> Self {
         Self {
             format: FORMAT,
+            id: vm.id.clone(),
             name: vm.name.clone(),
             image: vm.image.clone(),
             image_digest: vm.image_digest.clone(),

@@ -65,7 +65,11 @@ impl Handler for FakeAgent {
                 let _ = (stream.finish(Lane::Out), stream.finish(Lane::Err));
                 Reply::Exited(ExitStatus::Code(0))
             }
-            Request::Sync | Request::ConfigureNetwork(_) => Reply::Done,
+            Request::Sync
+            | Request::ConfigureNetwork(_)
+            | Request::Freeze
+            | Request::Thaw { .. }
+            | Request::SetTime { .. } => Reply::Done,
             Request::Shutdown { mode } => {
                 if self.fate != Fate::IgnoresPowerOff {
                     let _ = stream.reply(&Reply::Done).await;

@@ -158,8 +158,7 @@ impl Machine for FakeMachine {
     }
 
     async fn is_paused(&self) -> Result<bool> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.vmm.handle.process.pid));
-        Ok(stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))))
+        Ok(self.vmm.halted())
     }
 
     async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()> {

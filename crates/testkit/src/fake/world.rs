@@ -107,6 +107,12 @@ impl World {
         self.current(id).map(|m| m.handle.process.clone()).filter(ProcessId::is_alive)
     }
 
+    /// Whether this VM's machine stands still, as the operating system sees it.
+    #[must_use]
+    pub fn halted(&self, id: &VmId) -> bool {
+        self.current(id).is_some_and(|machine| machine.halted())
+    }
+
     /// Ends a VM's machine from the guest's side or behind everybody's back; false when none runs.
     /// Returns when the process is gone, whether or not anybody has noticed.
     pub fn end(&self, id: &VmId, reason: ExitReason) -> bool {
@@ -135,7 +141,9 @@ impl World {
     /// Takes a machine in and watches over its process.
     pub(super) fn add(&self, handle: MachineHandle, disk: PathBuf) -> Arc<Vmm> {
         let (tell, exit) = watch::channel(None);
-        let knows = ["hello", "exec", "sync", "shutdown", "configure_network"].map(str::to_owned).to_vec();
+        let knows = ["hello", "exec", "sync", "shutdown", "configure_network", "freeze", "thaw", "set_time"]
+            .map(str::to_owned)
+            .to_vec();
         let agent = Mutex::new((VERSION, knows));
         let machine = Arc::new(Vmm { handle, disk, reason: Mutex::new(ExitReason::Unknown), agent, exit });
         let mut state = self.state();
@@ -179,6 +187,11 @@ impl World {
 }
 
 impl Vmm {
+    pub(super) fn halted(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.handle.process.pid));
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    }
+
     /// Ends it for this reason; false when it has ended already.
     pub(super) fn end(&self, reason: ExitReason) -> bool {
         let mut said = self.reason.lock().unwrap_or_else(PoisonError::into_inner);

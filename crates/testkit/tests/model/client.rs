@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::reference::{Ask, End, Verb};
+use crate::reference::{Ask, End, Fork, Verb};
 
 /// How long anything may take, in a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -48,6 +48,8 @@ fn route(ask: Ask) -> (&'static str, String, Value) {
         Verb::Stop => ("POST", to("stop"), patience),
         Verb::Restart => ("POST", to("restart"), patience),
         Verb::Kill => ("POST", to("kill"), Value::Null),
+        Verb::Pause => ("POST", to("pause"), Value::Null),
+        Verb::Resume => ("POST", to("resume"), Value::Null),
         Verb::Delete { force } => ("DELETE", format!("/v1/vms/{name}?force={force}"), Value::Null),
     }
 }
@@ -57,6 +59,12 @@ impl Request {
     pub(crate) async fn send(socket: &Path, ask: Ask) -> Self {
         let (method, path, body) = route(ask);
         Self::raw(socket, method, &path, &body).await
+    }
+
+    /// Asks for a fork.
+    pub(crate) async fn fork(socket: &Path, fork: Fork) -> Self {
+        let path = format!("/v1/vms/{}/fork", fork.parent);
+        Self::raw(socket, "POST", &path, &json!({ "name": fork.child })).await
     }
 
     async fn raw(socket: &Path, method: &str, path: &str, body: &Value) -> Self {

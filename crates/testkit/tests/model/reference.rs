@@ -22,12 +22,14 @@ pub(crate) enum Vm {
     Created,
     /// A machine runs.
     Running,
+    /// A machine is there and stands still.
+    Paused,
     /// It ended in good order.
     Stopped,
     /// It did not.
     Error,
 }
-use Vm::{Absent, Created, Error, Running, Stopped};
+use Vm::{Absent, Created, Error, Paused, Running, Stopped};
 
 /// What a client asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub(crate) enum Verb {
     Stop,
     Restart,
     Kill,
+    Pause,
+    Resume,
     Delete { force: bool },
 }
 
@@ -60,6 +64,13 @@ pub(crate) struct Ask {
     pub(crate) verb: Verb,
 }
 
+/// A fork: of whom, and the name of the child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fork {
+    pub(crate) parent: &'static str,
+    pub(crate) child: &'static str,
+}
+
 /// What happens next.
 #[derive(Debug, Clone)]
 pub(crate) enum Turn {
@@ -77,6 +88,12 @@ pub(crate) enum Turn {
     Blow(&'static str, Blow),
     /// A blow so many moments into a request about the same VM.
     Struck(Ask, u8, Blow),
+    /// The second is to go on from where the first is.
+    Fork(Fork),
+    /// And the client leaves so many moments later.
+    ForkCancelled(Fork, u8),
+    /// And the daemon dies so many moments later.
+    ForkCrash(Fork, u8),
     /// From now on launches of this VM go so.
     Fate(&'static str, Fate),
 }
@@ -94,7 +111,7 @@ pub(crate) struct Model {
 }
 
 fn boots(fate: Fate) -> bool {
-    matches!(fate, Fate::Works | Fate::IgnoresPowerOff)
+    start_end(fate).is_ok()
 }
 
 /// How a start of a VM with this fate ends.
@@ -117,11 +134,15 @@ pub(crate) fn outcomes(vm: Vm, fate: Fate, verb: Verb) -> Outcomes {
         (Verb::Create { .. }, there) => one(Err(ErrorCode::AlreadyExists), there),
         (_, Absent) => one(Err(ErrorCode::NotFound), Absent),
         (Verb::Start, Running) => one(Ok(()), Running),
+        (Verb::Start, Paused) => one(Err(ErrorCode::NotRunning), Paused),
+        (Verb::Pause, Running | Paused) => one(Ok(()), Paused),
+        (Verb::Resume, Running | Paused) => one(Ok(()), Running),
+        (Verb::Pause | Verb::Resume, other) => one(Err(ErrorCode::NotRunning), other),
         (Verb::Start, _) => one(start_end(fate), started),
-        (Verb::Stop | Verb::Kill, Running) => one(Ok(()), Stopped),
-        (Verb::Restart, Running) => one(start_end(fate), started),
+        (Verb::Stop | Verb::Kill, Running | Paused) => one(Ok(()), Stopped),
+        (Verb::Restart, Running | Paused) => one(start_end(fate), started),
         (Verb::Stop | Verb::Kill | Verb::Restart, other) => one(Err(ErrorCode::NotRunning), other),
-        (Verb::Delete { force: false }, Running) => one(Err(ErrorCode::Busy), Running),
+        (Verb::Delete { force: false }, up @ (Running | Paused)) => one(Err(ErrorCode::Busy), up),
         (Verb::Delete { .. }, _) => one(Ok(()), Absent),
     }
 }
@@ -134,7 +155,8 @@ pub(crate) fn unwound(vm: Vm, verb: Verb) -> Vec<Vm> {
         (Verb::Start, Created) => vec![Created],
         (Verb::Start, Stopped) => vec![Stopped],
         (Verb::Start, Error) => vec![Error, Stopped, Created],
-        (Verb::Stop | Verb::Restart | Verb::Kill, Running) => vec![Running, Stopped],
+        (Verb::Stop | Verb::Restart | Verb::Kill, up @ (Running | Paused)) => vec![up, Stopped],
+        (Verb::Pause, Running) | (Verb::Resume, Paused) => vec![Running, Paused],
         (_, other) => vec![other],
     }
 }
@@ -147,7 +169,7 @@ pub(crate) fn after_crash(vm: Vm, fate: Fate, verb: Verb) -> Vec<Vm> {
     match (verb, vm) {
         (Verb::Create { .. }, Absent) => all.extend([Created, Stopped]),
         (Verb::Start, Created | Stopped | Error) => all.extend([Created, Stopped]),
-        (Verb::Restart | Verb::Stop | Verb::Kill, Running) => all.push(Stopped),
+        (Verb::Restart | Verb::Stop | Verb::Kill, Running | Paused) => all.push(Stopped),
         _ => {}
     }
     all
@@ -156,9 +178,9 @@ pub(crate) fn after_crash(vm: Vm, fate: Fate, verb: Verb) -> Vec<Vm> {
 /// What a blow makes of a VM whose daemon looks on.
 pub(crate) fn after_blow(vm: Vm, fate: Fate, blow: Blow) -> Vec<Vm> {
     match (vm, blow) {
-        (Running, Blow::PowerOff) => vec![Stopped],
-        (Running, Blow::Reboot) if boots(fate) => vec![Running],
-        (Running, _) => vec![Error],
+        (Running | Paused, Blow::PowerOff) => vec![Stopped],
+        (Running | Paused, Blow::Reboot) if boots(fate) => vec![Running],
+        (Running | Paused, _) => vec![Error],
         (other, _) => vec![other],
     }
 }
@@ -166,7 +188,7 @@ pub(crate) fn after_blow(vm: Vm, fate: Fate, blow: Blow) -> Vec<Vm> {
 /// What a machine's end makes of a VM when no daemon looked on: nobody heard why.
 pub(crate) fn after_unseen_blow(vm: Vm) -> Vec<Vm> {
     match vm {
-        Running => vec![Stopped, Error],
+        Running | Paused => vec![Stopped, Error],
         other => vec![other],
     }
 }
@@ -187,13 +209,13 @@ pub(crate) fn struck(vm: Vm, fate: Fate, verb: Verb, blow: Blow) -> Outcomes {
         (Verb::Create { start: true }, Absent) => all.push((boot_failed, Absent)),
         (Verb::Start, Created | Stopped | Error) => all.push((boot_failed, Error)),
         // What died is stopped, and is started as it was to be.
-        (Verb::Restart, Running) => {
+        (Verb::Restart, Running | Paused) => {
             all.extend([(boot_failed, Error), outcomes(Stopped, fate, Verb::Start)[0]]);
         }
         _ => {}
     }
     // Between the two machines of a reboot none runs.
-    if let (Running, Blow::Reboot) = (vm, blow) {
+    if let (Running | Paused, Blow::Reboot) = (vm, blow) {
         for (end, then) in outcomes(Stopped, fate, verb) {
             all.push((end, then));
             all.extend((then == Stopped).then_some((end, if boots(fate) { Running } else { Error })));
@@ -270,9 +292,58 @@ impl Model {
         });
     }
 
+    /// The parent is afterwards what it was, whatever came of it.
+    pub(crate) fn fork(&mut self, fork: Fork, how: Cut, end: Option<End>) {
+        let fate = self.fate(fork.child);
+        let takes = self.fate(fork.parent) != Fate::SnapshotFails;
+        let (mut parents, mut children) = (BTreeSet::new(), BTreeSet::new());
+        for parent in self.may_be(fork.parent) {
+            for child in self.may_be(fork.child) {
+                let all = forked(parent, takes, child, fate, how);
+                for (_, then) in all.into_iter().filter(|(e, _)| end.is_none_or(|end| end == *e)) {
+                    parents.insert(parent);
+                    children.insert(then);
+                }
+            }
+        }
+        self.vms.insert(fork.parent, parents);
+        self.vms.insert(fork.child, children);
+    }
+
     pub(crate) fn set_fate(&mut self, name: &'static str, fate: Fate) {
         self.fates.insert(name, fate);
     }
+}
+
+/// What cut an operation short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Nothing.
+    Nothing,
+    /// Its client left.
+    Client,
+    /// The daemon died.
+    Daemon,
+}
+
+/// What a fork comes to for the child.
+fn forked(parent: Vm, takes: bool, child: Vm, fate: Fate, how: Cut) -> Outcomes {
+    let born = match (parent, child) {
+        (Absent, _) => (Err(ErrorCode::NotFound), child),
+        (Running | Paused, Absent) if !takes => (Err(ErrorCode::Unsupported), Absent),
+        (Running | Paused, Absent) if fate == Fate::RestoreFails => (Err(ErrorCode::Unsupported), Absent),
+        (Running | Paused, Absent) if boots(fate) => (Ok(()), Running),
+        (Running | Paused, Absent) => (start_end(fate), Absent),
+        (Running | Paused, there) => (Err(ErrorCode::AlreadyExists), there),
+        (_, child) => (Err(ErrorCode::NotRunning), child),
+    };
+    let mut all = vec![born];
+    match how {
+        Cut::Nothing => {}
+        Cut::Client => all.push((Err(ErrorCode::Cancelled), child)),
+        Cut::Daemon => all.extend([(born.0, child), (Ok(()), child)]),
+    }
+    all
 }
 
 /// Two operations on one VM: one after the other in either order, and what only overlapping ones meet.
@@ -306,6 +377,8 @@ fn verbs(there: bool) -> BoxedStrategy<Verb> {
         others => Just(Verb::Stop),
         others => Just(Verb::Restart),
         others => Just(Verb::Kill),
+        others => Just(Verb::Pause),
+        others => Just(Verb::Resume),
         others => any::<bool>().prop_map(|force| Verb::Delete { force }),
     ]
     .boxed()
@@ -334,8 +407,13 @@ impl ReferenceStateMachine for Model {
             2 => Just(Fate::DiesInBoot),
             1 => Just(Fate::Mute),
             2 => Just(Fate::IgnoresPowerOff),
+            1 => Just(Fate::SnapshotFails),
+            1 => Just(Fate::RestoreFails),
         ];
         let cut = || 0..LATEST_CUT;
+        let fork = (0..NAMES.len(), 1..NAMES.len())
+            .prop_map(|(n, on)| Fork { parent: NAMES[n], child: NAMES[(n + on) % NAMES.len()] })
+            .boxed();
         let same = (ask.clone(), cut(), ask.clone())
             .prop_map(|(a, cut, b)| Turn::Two(a, cut, Ask { name: a.name, ..b }));
         prop_oneof![
@@ -347,6 +425,9 @@ impl ReferenceStateMachine for Model {
             1 => proptest::option::of((name(), blow.clone())).prop_map(Turn::IdleCrash),
             2 => (name(), blow.clone()).prop_map(|(n, b)| Turn::Blow(n, b)),
             4 => (ask, cut(), blow).prop_map(|(a, cut, b)| Turn::Struck(a, cut, b)),
+            4 => fork.clone().prop_map(Turn::Fork),
+            2 => (fork.clone(), cut()).prop_map(|(fork, cut)| Turn::ForkCancelled(fork, cut)),
+            3 => (fork, cut()).prop_map(|(fork, cut)| Turn::ForkCrash(fork, cut)),
             2 => (name(), fate).prop_map(|(n, f)| Turn::Fate(n, f)),
         ]
         .boxed()
@@ -365,6 +446,9 @@ impl ReferenceStateMachine for Model {
             }
             Turn::Blow(name, blow) => state.blow(name, blow, true),
             Turn::Struck(ask, _, blow) => state.struck(ask, blow, None),
+            Turn::Fork(fork) => state.fork(fork, Cut::Nothing, None),
+            Turn::ForkCancelled(fork, _) => state.fork(fork, Cut::Client, None),
+            Turn::ForkCrash(fork, _) => state.fork(fork, Cut::Daemon, None),
             Turn::Fate(name, fate) => state.set_fate(name, fate),
         }
         state

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::client::{Request, So, get};
-use crate::reference::{Ask, Blow, End, Model, NAMES, Turn, Vm};
+use crate::reference::{Ask, Blow, Cut, End, Model, NAMES, Turn, Vm};
 
 /// A state directory with everything that a boot needs, made once.
 pub(crate) static TEMPLATE: Mutex<Option<PathBuf>> = Mutex::new(None);
@@ -143,6 +143,7 @@ impl Lifecycle {
             None => Vm::Absent,
             Some("created") => Vm::Created,
             Some("running") => Vm::Running,
+            Some("paused") => Vm::Paused,
             Some("stopped") => Vm::Stopped,
             _ => Vm::Error,
         };
@@ -188,7 +189,10 @@ impl Lifecycle {
     /// What is not true of one VM, by the process table and the disk.
     fn untrue(&mut self, name: &str, vm: &Seen) -> Vec<String> {
         let mut wrong = Vec::new();
-        let running = vm.state == "running";
+        let running = matches!(vm.state.as_str(), "running" | "paused");
+        if running && self.world.halted(&vm.id) != (vm.state == "paused") {
+            wrong.push(format!("{name} is {}, and its machine is not", vm.state));
+        }
         let process = self.world.process(&vm.id).map(|p| u64::from(p.pid));
         if process != vm.pid || process.is_some() != running {
             wrong.push(format!(
@@ -271,6 +275,32 @@ impl Lifecycle {
                 self.model.blow(name, blow, true);
             }
             Turn::Struck(ask, cut, blow) => self.struck(ask, cut, blow),
+            Turn::Fork(fork) => {
+                let end = self.clients.block_on(async { Request::fork(&socket, fork).await.end().await });
+                self.model.fork(fork, Cut::Nothing, Some(end));
+                self.said(&format!("{end:?}"));
+            }
+            Turn::ForkCancelled(fork, cut) => {
+                let so = self.clients.block_on(async { Request::fork(&socket, fork).await.until(cut).await });
+                match so {
+                    So::Done(end) => self.model.fork(fork, Cut::Nothing, Some(end)),
+                    So::Far => self.model.fork(fork, Cut::Client, None),
+                }
+            }
+            Turn::ForkCrash(fork, cut) => {
+                let (request, so) = self.clients.block_on(async {
+                    let mut request = Request::fork(&socket, fork).await;
+                    let so = request.until(cut).await;
+                    (request, so)
+                });
+                self.crash();
+                drop(request);
+                match so {
+                    So::Done(end) => self.model.fork(fork, Cut::Nothing, Some(end)),
+                    So::Far => self.model.fork(fork, Cut::Daemon, None),
+                }
+                self.begin();
+            }
             Turn::Fate(name, fate) => {
                 self.world.fate(name, fate);
                 self.model.set_fate(name, fate);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_model::{Accel, Boot, BootKind, Error, Result, RootFsType};
+use banger_protocol::agent::Identity;
 use banger_vmm::{Disk, DiskRole, ExitInfo, MachineSpec};
 
 use super::super::capability;
@@ -14,6 +15,7 @@ use super::super::handles::Handles;
 use super::super::live::{boot_failed, console_of, greet, mark_boot};
 use super::{Start, Vms, make_dir, rescue};
 use crate::artifacts::blocking;
+use crate::op::random_bytes;
 
 /// How long a restored guest's agent may take to answer: it did before.
 const REANSWER: Duration = Duration::from_secs(15);
@@ -84,7 +86,8 @@ impl Vms {
     /// before their first instruction (FACTS). One that ends by itself is not tried again.
     pub(super) async fn await_agent(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let restored = start.origin.snapshot().is_some();
-        let limit = if restored { REANSWER } else { self.config.boot_timeout.value };
+        let patience = self.config.boot_timeout.value;
+        let limit = if restored { REANSWER.min(patience) } else { patience };
         let answered = self.answered(start, limit).await?;
         if !answered && restored {
             let why = format!("its agent did not answer within {} s after it was restored", limit.as_secs());
@@ -123,9 +126,10 @@ impl Vms {
     /// Whether the agent answered in time; an error when the machine ended instead.
     async fn answered(self: &Arc<Self>, start: &mut Start<'_>, limit: Duration) -> Result<bool> {
         let machine = start.machine.clone().ok_or_else(|| Error::internal("no machine"))?;
+        let identity = start.identity();
         tokio::select! {
             biased;
-            greeted = tokio::time::timeout(limit, greet(&*machine)) => match greeted {
+            greeted = tokio::time::timeout(limit, greet(&*machine, identity)) => match greeted {
                 Ok(Ok(agent)) => {
                     start.agent = Some(agent);
                     Ok(true)
@@ -161,5 +165,20 @@ impl Vms {
     pub(super) fn log_dir(&self, start: &Start<'_>) -> PathBuf {
         let dir = self.dirs.state.vm(&start.vm.id);
         if start.rescue { dir.join(rescue::DIR) } else { dir }
+    }
+}
+
+impl Start<'_> {
+    /// Who a guest that goes on from a snapshot is.
+    fn identity(&self) -> Option<Identity> {
+        let snapshot = self.origin.snapshot()?;
+        let fresh = || random_bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let network = (self.vm.network == banger_model::NetworkMode::User)
+            .then(|| banger_network::GuestAddresses::of(&self.vm.id).config());
+        Some(Identity {
+            hostname: self.vm.name.to_string(),
+            machine_id: (snapshot.about.id != self.vm.id).then(fresh),
+            network,
+        })
     }
 }
