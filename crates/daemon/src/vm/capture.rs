@@ -61,7 +61,7 @@ impl Vms {
         let id = &vm.id;
         live.not_stalled()?;
         let was_paused = live.is_paused();
-        if was_paused && !live.is_frozen() {
+        if was_paused && !live.is_frozen() && extent == Extent::All {
             return Err(too_old(vm));
         }
         let files = self.artifacts.boot_files(&vm.kernel).await?;

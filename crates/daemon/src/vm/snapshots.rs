@@ -13,6 +13,7 @@ use banger_protocol::api::{CreateSnapshot, SnapshotKind, SnapshotView};
 use super::capture::{self, Extent, copy_files, copy_workspace, workspace_files};
 use super::snapshot::{About, Snapshot};
 use super::start::{Origin, RESTORED_STEPS, failed, make_dir, remove_file};
+use super::stop::flush;
 use super::teardown::remove_tree;
 use super::{VmLock, Vms, disk, not_running};
 use crate::artifacts::blocking;
@@ -110,6 +111,10 @@ impl Vms {
     async fn take(self: &Arc<Self>, op: &Op, vm: &Vm, dir: &Path, disk_only: bool) -> Result<()> {
         let live = self.live(&vm.id).filter(|l| l.machine().exited().is_none());
         if let Some(live) = live {
+            if !live.is_paused() {
+                // So that its disks are worth something by themselves, should its memory ever be lost.
+                flush(op, &live).await;
+            }
             let extent = if disk_only { Extent::Disks } else { Extent::All };
             return self.capture(op, vm, &live, dir, extent).await.map(drop);
         }

@@ -304,7 +304,7 @@ async fn powered_off(op: &Op, live: &Live, timeout: Duration) -> bool {
 }
 
 /// Asks the guest to write its file systems out.
-async fn flush(op: &Op, live: &Live) {
+pub(super) async fn flush(op: &Op, live: &Live) {
     let synced = async {
         let agent = live.agent_for(op).await?;
         Ok::<_, Error>(agent.call(&Request::Sync).await?)

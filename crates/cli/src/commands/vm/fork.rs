@@ -31,6 +31,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
         .change(Method::POST, &path("vms", &args.vm.vm, "/fork"), Some(&request), &mut progress)
         .await?;
     drop(progress);
+    context.output.notice(&format!("'{}' stood still for {:.0} ms", args.vm.vm, forked.paused_ms));
     if context.output.json {
         match forked.vms.as_slice() {
             [one] if args.count.is_none() => context.output.document(one)?,

@@ -1,7 +1,7 @@
 //! `make bench`: what banger costs, each number beside a floor or a peer measured in the same run.
 //!
 //! Prints a table on stdout, progress on stderr; the status is 1 when a promised bound is broken.
-//! Given `run`, `exec`, `rest`, `many`, `export`, `prepare`, `prepare-many` or `cage`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
+//! Given `run`, `exec`, `rest`, `fork`, `many`, `export`, `prepare`, `prepare-many` or `cage`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
 
 #![expect(
     clippy::expect_used,
@@ -14,6 +14,7 @@
 mod cage;
 mod export;
 mod floor;
+mod fork;
 mod many;
 mod peer;
 mod repositories;
@@ -45,10 +46,11 @@ type Part = fn(&mut Vec<Line>);
 fn main() -> ExitCode {
     let mut lines = Vec::new();
     let wanted = std::env::args().nth(1);
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("run", cold_run),
         ("exec", exec_against_ssh),
         ("rest", at_rest),
+        ("fork", fork::fork),
         ("many", many::many),
         ("prepare", workspace::sources),
         ("prepare-many", workspace::small_files),
