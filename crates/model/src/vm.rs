@@ -1,5 +1,7 @@
 //! A VM: the durable record, and the view of it that users and scripts get.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -198,6 +200,9 @@ pub struct NetworkView {
     pub nat: bool,
     /// Whether the guest may reach the host's own services.
     pub host_access: bool,
+    /// What confines each program of its network on the host, while it runs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub security: BTreeMap<String, Security>,
 }
 
 /// One VM as `show` and `list` print it (CLI.md, "JSON of one VM").

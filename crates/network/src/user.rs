@@ -1,11 +1,12 @@
 //! User mode: passt, and a guard before it, for each guest. Joined to each other and to the VMM by
 //! socket pairs, so that they need no path and no root, and end when the VMM does.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use banger_model::VmId;
+use banger_model::{Security, VmId};
 use banger_protocol::agent::NetworkConfig;
 use banger_vmm::process::{ProcessId, mark};
 use banger_vmm::{Cage, Policy, Spawned, Standalone, console};
@@ -49,6 +50,8 @@ pub struct UserNetworkHandle {
     pub backend: OwnedFd,
     /// The processes, for `handles.json`. They are reaped by the daemon that started them.
     pub processes: Vec<ProcessId>,
+    /// What holds around each program of them.
+    pub security: BTreeMap<String, Security>,
     /// What the agent is told.
     pub config: NetworkConfig,
 }
@@ -89,8 +92,10 @@ impl UserNetwork {
             Ok(Ok(())) => {}
             _ => return Err(died(last_words())),
         }
+        let security = [("passt", &passt), ("banger-netguard", &guard)];
+        let security = security.map(|(name, spawned)| (name.to_owned(), spawned.security().clone())).into();
         let processes = [passt, guard].map(stand_alone).into();
-        Ok(UserNetworkHandle { backend, processes, config: addresses.config() })
+        Ok(UserNetworkHandle { backend, processes, security, config: addresses.config() })
     }
 }
 

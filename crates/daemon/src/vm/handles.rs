@@ -3,11 +3,13 @@
 //! once after; the mark in every process's command line covers the moment between. Must never name a process by its
 //! pid alone.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use banger_model::Security;
 use banger_vmm::MachineHandle;
 use banger_vmm::process::ProcessId;
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Handles {
     /// The network's processes.
     pub(crate) network: Vec<ProcessId>,
+    /// What holds around them.
+    #[serde(default)]
+    pub(crate) network_security: BTreeMap<String, Security>,
     /// The VMM.
     pub(crate) machine: Option<MachineHandle>,
     /// Whether its vCPUs may stand still by our doing.
@@ -77,6 +82,7 @@ mod tests {
             machine: None,
             halted: true,
             frozen: true,
+            ..Handles::default()
         };
         handles.save(dir.path()).unwrap();
         assert_eq!(Handles::load(dir.path()), Some(handles));

@@ -1,6 +1,7 @@
 //! Machines that run: the session with the agent, made when first needed and again when it broke,
 //! and the watcher that turns the end of a VMM into a state.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use banger_channel::Session;
-use banger_model::{Error, ErrorCode, LastError, Result, Vm, VmId, VmState};
+use banger_model::{Error, ErrorCode, LastError, Result, Security, Vm, VmId, VmState};
 use banger_protocol::agent::{AgentHello, Identity, VERSION};
 use banger_vmm::{ExitInfo, ExitReason, Machine, console};
 
 use super::Vms;
+use super::handles::Handles;
 use super::pause::paused;
 use super::start::failed;
 use crate::op::{Op, random_bytes};
@@ -33,6 +35,8 @@ const BOOT_MARK: &str = "[banger: booted again at ";
 #[derive(Debug)]
 pub(crate) struct Live {
     machine: Arc<dyn Machine>,
+    /// What holds around the programs of its network.
+    network: BTreeMap<String, Security>,
     session: tokio::sync::Mutex<Option<Session>>,
     /// Whether its user halted it.
     paused: AtomicBool,
@@ -45,6 +49,11 @@ impl Live {
     #[must_use]
     pub(crate) fn machine(&self) -> &Arc<dyn Machine> {
         &self.machine
+    }
+
+    /// What holds around the programs of its network.
+    pub(crate) fn network_security(&self) -> BTreeMap<String, Security> {
+        self.network.clone()
     }
 
     /// The session with the agent, for the requests of one operation.
@@ -126,8 +135,10 @@ impl Vms {
     /// Takes a machine into the list of those that run, and watches over it.
     pub(super) fn watch(self: &Arc<Self>, id: VmId, machine: Arc<dyn Machine>, session: Option<Session>) {
         let session = tokio::sync::Mutex::new(session);
+        let network = Handles::load(&self.dirs.state.vm(&id)).unwrap_or_default().network_security;
         let live = Arc::new(Live {
             machine,
+            network,
             session,
             paused: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
@@ -206,7 +217,7 @@ impl Vms {
             tick.tick().await;
             let ids: Vec<VmId> = self.live_map().keys().cloned().collect();
             for id in ids {
-                for log in ["console.log", "vmm.log", "network.log"] {
+                for log in ["console.log", "vmm.log", "metrics.log", "network.log"] {
                     let path = self.dirs.state.vm(&id).join(log);
                     if let Err(error) = console::enforce_cap(&path, console::DEFAULT_CAP) {
                         tracing::debug!(vm_id = %id, %error, "a log could not be capped");

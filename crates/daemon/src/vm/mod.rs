@@ -199,6 +199,8 @@ impl Vms {
         let guest_ip = (vm.network == NetworkMode::User && alive)
             .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_string());
         let security = live.as_ref().filter(|_| alive).map(|l| l.machine().handle().security.clone());
+        let network_security =
+            live.as_ref().filter(|_| alive).map(|l| l.network_security()).unwrap_or_default();
         VmView {
             security,
             pid: live.filter(|_| alive).map(|l| l.machine().handle().process.pid),
@@ -213,7 +215,13 @@ impl Vms {
             memory_mib: vm.shape.memory.0,
             disk_bytes: vm.shape.disk.0,
             work_disk_bytes: vm.work_disk.map(|size| size.0),
-            network: NetworkView { mode: vm.network, guest_ip, nat: false, host_access: vm.host_access },
+            network: NetworkView {
+                mode: vm.network,
+                guest_ip,
+                nat: false,
+                host_access: vm.host_access,
+                security: network_security,
+            },
             workspace: vm.workspace.filter(|workspace| workspace.unfinished.is_none()),
             created_at: vm.created_at,
             started_at: vm.started_at,

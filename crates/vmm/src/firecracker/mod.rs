@@ -24,6 +24,15 @@ use tokio::sync::OnceCell;
 
 pub use binary::{FirecrackerInfo, check, locate};
 
+/// For fuzz targets: reads from a peer that may be anything what should be Firecracker's answer about its state, and
+/// gives the words of the error.
+#[cfg(fuzzing)]
+pub async fn judge_answer(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+) -> Option<String> {
+    api::judge(stream).await
+}
+
 use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
 
 /// The driver.

@@ -69,6 +69,7 @@ impl Hooks for Network {
             })
             .await?;
             cx.handles.network.clone_from(&network.processes);
+            cx.handles.network_security.clone_from(&network.security);
             self.config = Some(network.config.clone());
             self.handle = Some(network);
             Ok(())

@@ -13,6 +13,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(super) use types::*;
 
@@ -107,6 +108,13 @@ impl Client {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ApiError> {
         let stream = sockets::connect(&self.socket).await.map_err(|e| ApiError::Closed(e.to_string()))?;
+        Self::exchange_over(stream, request).await
+    }
+
+    async fn exchange_over(
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), ApiError> {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
         let answer = async {
@@ -127,6 +135,17 @@ impl Client {
             },
         }
     }
+}
+
+/// What becomes of bytes that come instead of an answer: the words of the error, if it is one.
+#[cfg(fuzzing)]
+pub(super) async fn judge(stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<String> {
+    let request = Request::get("/").body(Full::new(Bytes::new())).ok()?;
+    let answer = Client::exchange_over(stream, request).await;
+    answer
+        .and_then(|(status, body)| read_answer::<Instance>(status.as_u16(), &body))
+        .err()
+        .map(|e| e.to_string())
 }
 
 fn broken(error: &hyper::Error) -> ApiError {
