@@ -1,5 +1,4 @@
-//! The uncompressed kernel inside a bzImage, for versions of Firecracker that boot nothing else.
-//! Kept beside the kernel, so that it is unpacked once. Must never trust a length in the file.
+//! The uncompressed kernel inside a bzImage: some versions of Firecracker boot nothing else. Kept beside the kernel, so that it is unpacked once. Must never trust a length in the file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -48,13 +48,15 @@ pub(super) async fn launch(
     spec: MachineSpec,
 ) -> Result<FirecrackerMachine> {
     can_run(&spec, cage)?;
-    let mut kernel = spec.kernel.clone();
-    if info.quirks.elf_only {
-        let unpack = tokio::task::spawn_blocking(move || kernel::elf(&kernel));
-        kernel = unpack
-            .await
-            .map_err(|e| VmmError::Kernel { path: spec.kernel.clone(), why: e.to_string() })??;
-    }
+    // Unpacked once by us, not by the guest in each of its boots, even where it could.
+    let packed = spec.kernel.clone();
+    let unpacked = tokio::task::spawn_blocking(move || kernel::elf(&packed)).await;
+    let unpacked =
+        unpacked.unwrap_or_else(|e| Err(VmmError::Kernel { path: spec.kernel.clone(), why: e.to_string() }));
+    let kernel = match unpacked {
+        Err(VmmError::Kernel { .. }) if !info.quirks.elf_only => spec.kernel.clone(),
+        unpacked => unpacked?,
+    };
     start(info, cage, spec, &kernel, None).await
 }
 
