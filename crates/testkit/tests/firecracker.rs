@@ -33,7 +33,7 @@ fn driver(sandbox: &Sandbox, vm: &str) -> (String, String) {
 fn a_guest_on_an_emulated_kvm_ends_in_boot_failed_with_its_last_words_and_leaves_nothing() {
     skip_unless!(given(), "no firecracker");
     let sandbox = Sandbox::bare();
-    sandbox.configure("[boot]\ntimeout = '25s'\n");
+    sandbox.configure("[boot]\ntimeout = '90s'\n");
     assert_eq!(check(&sandbox, "firecracker")["status"], "ok");
     let kvm = check(&sandbox, "kvm");
     skip_unless!(
@@ -43,9 +43,13 @@ fn a_guest_on_an_emulated_kvm_ends_in_boot_failed_with_its_last_words_and_leaves
     // When it is asked for by name
     let began = Instant::now();
     let words = ["vm", "create", "--driver", "firecracker", "--image", "bare", "--name", "fire", "--json"];
-    let out = banger(&sandbox, &words).within(Duration::from_secs(120)).go().ends_with(1);
+    let out = banger(&sandbox, &words)
+        .args(["--vcpu", "1", "--memory", "256M"])
+        .within(Duration::from_secs(120))
+        .go()
+        .ends_with(1);
     // Then it ends soon after the limit, with what the guest said last, and says why
-    assert!(began.elapsed() < Duration::from_secs(25 + 25), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(90 + 30), "{:?}", began.elapsed());
     let error = out.json_error();
     assert_eq!(error["code"], "boot_failed", "{error}");
     let message = error["message"].as_str().unwrap();

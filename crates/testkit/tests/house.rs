@@ -145,3 +145,28 @@ fn documents_point_at_files_that_are_there() {
     }
     assert_eq!(dead, Vec::<String>::new());
 }
+
+/// Every line of the table of threats names a test, and there is such a test.
+#[test]
+fn every_threat_that_is_said_to_be_met_has_a_test_that_exists() {
+    let text = std::fs::read_to_string(workspace_dir().join("docs/security.md")).unwrap();
+    let rows: Vec<&str> = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| threat |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert!(rows.len() > 10, "the table is gone");
+    let sources: String = banger_testkit::tree::walk(&workspace_dir().join("crates"))
+        .into_iter()
+        .filter(|entry| entry.path.extension().is_some_and(|e| e == "rs"))
+        .map(|entry| std::fs::read_to_string(entry.path).unwrap())
+        .collect();
+    for row in rows {
+        let tests: Vec<&str> = row.split('|').nth(3).unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test: {row}");
+        for test in tests {
+            assert!(sources.contains(&format!("fn {test}(")), "there is no test '{test}': {row}");
+        }
+    }
+}

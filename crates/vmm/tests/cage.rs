@@ -20,7 +20,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use banger_model::{Accel, Bytes, Layer, MachineShape, Mib, Security, VmId};
-use banger_vmm::{Cage, Disk, DiskRole, MachineSpec, Policy, Standalone, VmmError, process, qemu};
+use banger_vmm::{
+    Cage, Disk, DiskRole, MachineSpec, Policy, Standalone, VmmError, firecracker, process, qemu,
+};
 
 const NAME_OF_SOCKET: &str = "banger-cage-test";
 
@@ -68,6 +70,10 @@ impl Bench {
 
     /// What the launcher and the probes said; `None` (and a word about it) where this host cannot play the situation.
     fn run(&self, situation: Situation, required: &str) -> Option<Said> {
+        self.run_as("qemu", situation, required)
+    }
+
+    fn run_as(&self, monitor: &str, situation: Situation, required: &str) -> Option<Said> {
         let root = rustix::process::geteuid().is_root();
         let unprivileged =
             "exec setpriv --reuid 1 --regid 1 --clear-groups --inh-caps=-all --bounding-set=-all";
@@ -87,7 +93,11 @@ impl Bench {
         command.args(["-c", &script, "sh"]).arg(self.path("bin/test"));
         command.args(["--ignored", "--exact", "launcher", "--nocapture", "--test-threads=1"]);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("BENCH", self.dir.path()).env("REQUIRED", required).env("RUST_BACKTRACE", "0");
+        command
+            .env("BENCH", self.dir.path())
+            .env("MONITOR", monitor)
+            .env("REQUIRED", required)
+            .env("RUST_BACKTRACE", "0");
         command.env("SECRET_OF_THE_ENVIRONMENT", "1");
         // A descriptor that leaks into whatever is started.
         let leak = fs::File::open("/dev/zero").unwrap();
@@ -171,7 +181,10 @@ async fn launcher() {
     let console = dir.join("vm/console.log");
     fs::write(&console, "").unwrap();
     let policy = |program: &Path| {
-        let mut policy = qemu::policy(Path::new("/usr/bin/qemu-system-x86_64"), &spec, &console);
+        let mut policy = match std::env::var("MONITOR").as_deref() {
+            Ok("firecracker") => firecracker::policy(&spec).unwrap(),
+            _ => qemu::policy(Path::new("/usr/bin/qemu-system-x86_64"), &spec, &console),
+        };
         if program == Path::new("/bin/sh") {
             policy.read.extend(["/bin/ls", "/bin/cat", "/usr/bin/id"].map(PathBuf::from));
         }
@@ -419,6 +432,19 @@ fn a_caged_shell_sees_no_process_no_home_no_network_and_no_descriptor_but_its_ow
     alone(&said);
     said.is("uid", &["1000"]);
     said.is("directory", &[bench.path("vm").to_str().unwrap()]);
+}
+
+#[test]
+fn firecrackers_cage_holds_what_qemus_does() {
+    let bench = Bench::new();
+    for situation in [Situation::Here, Situation::OrdinaryUser] {
+        let Some(said) = bench.run_as("firecracker", situation, "namespaces,network,root,landlock,seccomp")
+        else {
+            continue;
+        };
+        always(&said);
+        alone(&said);
+    }
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub async fn judge_answer(
     api::judge(stream).await
 }
 
-use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
+use crate::driver::Words;
+use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Policy, Result, VmmError};
 
 /// The driver.
 #[derive(Debug)]
@@ -63,6 +64,14 @@ impl FirecrackerDriver {
     pub async fn info(&self) -> Result<&FirecrackerInfo> {
         self.info.get_or_try_init(|| check(&self.program)).await
     }
+}
+
+/// What of the host a Firecracker may have that boots this machine, apart from its network.
+///
+/// # Errors
+/// When the working directory, which a path is relative to, is not to be found.
+pub fn policy(spec: &MachineSpec) -> Result<Policy> {
+    place::policy(spec, &spec.kernel, &Words::begin(&spec.log_dir), None, None)
 }
 
 /// It takes a tap device and nothing else, which we make in the network namespace of its cage.
