@@ -102,7 +102,7 @@ async fn host(bytes: &[u8], before: &[u8]) {
     };
     let work = async {
         let Ok(session) = Session::connect(ours, NONCE).await else { return };
-        let scan = ScanSpec { root: "/w".into(), object_format: "sha1".into(), max_bytes: 1 };
+        let scan = ScanSpec { root: "/w".into(), object_format: "sha1".into(), max_bytes: 1, ticks: true };
         let (Ok((_a, mut events)), Ok((_b, reader))) =
             (session.open(&Request::Scan(scan)).await, session.open(&Request::Sync).await)
         else {

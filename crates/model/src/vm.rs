@@ -181,10 +181,10 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// The workspace, if there is one and it is whole.
+    /// The workspace, if there is one and it is whole: one that is brought up to date is so before and after.
     #[must_use]
     pub fn whole_workspace(&self) -> Option<&Workspace> {
-        self.workspace.as_ref().filter(|workspace| workspace.unfinished.is_none())
+        self.workspace.as_ref().filter(|workspace| workspace.unfinished != Some(Copying::Anew))
     }
 }
 

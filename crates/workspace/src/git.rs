@@ -238,8 +238,8 @@ impl Git {
     }
 
     /// Runs git with its output into a file.
-    pub(crate) fn write_file(&self, args: &[&str], file: std::fs::File) -> Result<()> {
-        let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+    pub(crate) fn write_file(&self, args: &[impl AsRef<OsStr>], file: std::fs::File) -> Result<()> {
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
         let mut run = Running::start(self, &args, Stdio::from(file))?;
         drop(run.child.stdin.take());
         run.finish()

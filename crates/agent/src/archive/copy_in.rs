@@ -13,21 +13,24 @@ use rustix::io::Errno;
 
 use super::ArchiveError;
 use super::beneath::{Below, DIRECTORY, parts};
+use super::switch::{self, Waiting};
 use super::{mounts, unpack};
 use crate::scan::seen::{self, Recorder};
 
 /// Copies a workspace in.
 ///
 /// # Errors
-/// What cannot be written. A new copy then leaves nothing; one that was being brought up to date may have some of the new
-/// files.
+/// What cannot be written. A new copy then leaves nothing, and one that was to be brought up to date is as it was; or, when it
+/// was being put in place already, that is ended by whoever comes next.
 pub fn copy_in(spec: &CopyIn, input: impl Read) -> Result<(), ArchiveError> {
     let bytes = spec.root.as_bytes();
     let root = Path::new(spec.root.as_os_str());
     if !root.is_absolute() || bytes.contains(&0) || root.file_name().is_none() {
         return Err(ArchiveError::NotAbsolute(spec.root.clone()));
     }
+    let _turn = switch::turn();
     let was_protected = mounts::lift(root).map_err(ArchiveError::file(bytes))?;
+    switch::finish(root)?;
     let copied = if spec.update { update(spec, root, input) } else { anew(spec, root, input) };
     // The host records that it is there: it must be after the machine's death, too.
     let copied =
@@ -109,18 +112,18 @@ fn update(spec: &CopyIn, root: &Path, mut input: impl Read) -> Result<(), Archiv
     if list.len() as u64 != spec.remove_bytes {
         return Err(ArchiveError::Stream(io::ErrorKind::UnexpectedEof.into()));
     }
-    let top = open(root).map_err(failed)?;
-    let mut seen = Recorder::again();
-    let mut below = Below::new(top.try_clone().map_err(failed)?);
-    for path in list.split(|b| *b == 0).filter(|path| !path.is_empty()) {
-        remove(&mut below, path)?;
-        seen.removed(path);
+    let waiting = Waiting::open(open(root).map_err(failed)?)?;
+    match waiting.tree().and_then(|tree| unpack::into_directory(tree, Recorder::off(), input)) {
+        Ok(()) => waiting.put(&list),
+        Err(e) => {
+            waiting.discard();
+            Err(e)
+        }
     }
-    unpack::into_directory(top, seen, input)
 }
 
 /// Removes a path, whatever it is, and the directories above it that are empty then.
-fn remove(below: &mut Below, path: &[u8]) -> Result<(), ArchiveError> {
+pub(super) fn remove(below: &mut Below, path: &[u8]) -> Result<(), ArchiveError> {
     let parts = parts(path)?;
     let mut depth = parts.len();
     while let Some((name, parents)) = parts.get(..depth).and_then(<[_]>::split_last) {
@@ -153,7 +156,7 @@ fn remove(below: &mut Below, path: &[u8]) -> Result<(), ArchiveError> {
 }
 
 /// A directory with all that is in it, without following a link.
-fn remove_below(dir: impl std::os::fd::AsFd, name: &[u8]) -> Result<(), Errno> {
+pub(super) fn remove_below(dir: impl std::os::fd::AsFd, name: &[u8]) -> Result<(), Errno> {
     let fd = rustix::fs::openat(&dir, name, DIRECTORY, Mode::empty())?;
     let names: Vec<_> = rustix::fs::Dir::read_from(&fd)?
         .filter_map(|entry| Some(entry.ok()?.file_name().to_bytes().to_vec()))

@@ -6,6 +6,7 @@ mod beneath;
 mod copy_in;
 mod mounts;
 mod pack;
+mod switch;
 mod unpack;
 
 use std::io;
@@ -16,6 +17,7 @@ pub use copy_in::copy_in;
 pub(crate) use copy_in::{is_copy, is_vacant};
 pub(crate) use mounts::protect;
 pub(crate) use pack::pack;
+pub(crate) use switch::{finish, turn};
 pub use unpack::unpack;
 
 /// Why files could not be sent or received.

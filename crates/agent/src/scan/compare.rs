@@ -12,10 +12,13 @@ use rustix::fs::{FileType, Stat};
 use sha2::{Digest, Sha256};
 
 use super::seen::{self, Stamp};
+use super::tracked::staged;
 use super::tree::Tree;
-use super::{MAX_INDEX, ScanError, read_if_there};
+use super::{MAX_INDEX, ScanError, read_if_there, unfinished};
 use crate::archive;
 
+/// What a copy calls itself.
+const COPY: &[u8] = b".git/banger-copy";
 /// The longest list of paths, bytes.
 const MAX_LIST: u64 = 1 << 30;
 /// The largest of git's small files that is looked into, bytes.
@@ -29,8 +32,18 @@ pub fn compare(spec: &CompareSpec, mut list: impl Read, out: impl Write) -> Resu
     let root = Path::new(spec.root.as_os_str());
     let mut paths = Vec::new();
     (&mut list).take(MAX_LIST).read_to_end(&mut paths).map_err(ScanError::Stream)?;
+    let _turn = archive::turn();
+    archive::finish(root).map_err(unfinished)?;
     let place = place(root).map_err(|source| ScanError::Read { path: spec.root.clone(), source })?;
-    let mut found = Compared { place, head: None, branch_at: None, missing: 0, touched: 0 };
+    let mut found = Compared {
+        place,
+        head: None,
+        branch_at: None,
+        missing: 0,
+        touched: 0,
+        staged: Vec::new(),
+        copy: None,
+    };
     if place != Place::Copy {
         return Ok(found);
     }
@@ -47,6 +60,11 @@ pub fn compare(spec: &CompareSpec, mut list: impl Read, out: impl Write) -> Resu
     for path in &spec.needed {
         let there = tree.look(path.as_bytes()).map_err(|e| unreadable(path.as_bytes(), e.into()))?;
         found.missing += u64::from(there.is_none());
+    }
+    found.copy = small(&mut tree, COPY)?.map(ByteString);
+    for path in &spec.indexes {
+        let raw = read_if_there(&mut tree, path.as_bytes(), MAX_INDEX)?;
+        found.staged.push(raw.and_then(|(raw, _)| staged(&raw)));
     }
     let record = read_if_there(&mut tree, seen::FILE, MAX_INDEX)?.and_then(|(raw, _)| seen::parse(&raw));
     let paths: HashSet<&[u8]> = paths.split(|b| *b == 0).filter(|path| !path.is_empty()).collect();

@@ -24,6 +24,7 @@ use self::ignore::Rules;
 use self::send::Sender;
 use self::tracked::{GITLINK, Tracked};
 use self::tree::{Name, Tree};
+use crate::archive;
 
 /// Why a scan failed.
 #[derive(Debug, thiserror::Error)]
@@ -91,13 +92,14 @@ pub fn scan(
         "sha256" => 32,
         _ => return Err(ScanError::Base("the hash is neither sha1 nor sha256")),
     };
+    archive::finish(root).map_err(unfinished)?;
     let mut tracked = Tracked::from_base(base)?;
     let mut tree = Tree::open(root).map_err(|_| ScanError::NoRoot(root.to_owned()))?;
     if let Some((raw, _)) = read_if_there(&mut tree, b".git/index", MAX_INDEX)? {
         tracked.add_index(&raw, id_len);
     }
     let seen = read_if_there(&mut tree, seen::FILE, MAX_INDEX)?.and_then(|(raw, _)| seen::parse(&raw));
-    let sender = Sender::new(BufWriter::with_capacity(64 << 10, out), spec.max_bytes, id_len);
+    let sender = Sender::new(BufWriter::with_capacity(64 << 10, out), spec, id_len);
     let mut scan = Scan { tree, tracked, rules: Rules::default(), seen, id_len, sender };
     if let Some((text, _)) = read_if_there(&mut scan.tree, b".git/info/exclude", MAX_RULES)? {
         scan.rules.push(b"", &text);
@@ -139,6 +141,7 @@ impl<W: Write> Scan<W> {
             if name == b".git" {
                 continue;
             }
+            self.sender.tick()?;
             let path = if frame.path.is_empty() { name } else { [&frame.path[..], b"/", &name].concat() };
             if is_dir {
                 if let Some(commit) = self.tracked.submodule(&path) {
@@ -250,6 +253,11 @@ fn read_if_there(
     let mut content = Vec::new();
     file.take(cap).read_to_end(&mut content).map_err(|e| unreadable(path, e))?;
     Ok(Some((content, stat)))
+}
+
+/// A copy that was being put in place when the machine died, and cannot be now.
+fn unfinished(why: archive::ArchiveError) -> ScanError {
+    ScanError::Read { path: ByteString(seen::FILE.to_vec()), source: io::Error::other(why.to_string()) }
 }
 
 fn unreadable(path: &[u8], source: io::Error) -> ScanError {

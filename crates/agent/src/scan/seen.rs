@@ -15,6 +15,7 @@ use super::tracked::{self, Id};
 
 /// Where the record is, below the workspace.
 pub(crate) const FILE: &[u8] = b".git/banger-seen";
+const INDEX: &[u8] = b".git/index";
 /// The largest record that is read, bytes.
 const MAX: u64 = 1 << 30;
 const MAGIC: &[u8] = b"banger seen 1\n";
@@ -77,6 +78,9 @@ pub(super) fn parse(raw: &[u8]) -> Option<Record> {
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     on: bool,
+    is_off: bool,
+    /// Whether an index came with the files: an older one, or the guest's, vouches for none of them.
+    index: bool,
     files: Vec<(Vec<u8>, Stamp)>,
     removed: Vec<Vec<u8>>,
 }
@@ -87,6 +91,11 @@ impl Recorder {
         Self { on: true, ..Self::default() }
     }
 
+    /// One that takes nothing.
+    pub(crate) fn off() -> Self {
+        Self { is_off: true, ..Self::default() }
+    }
+
     /// A path that was taken away.
     pub(crate) fn removed(&mut self, path: &[u8]) {
         self.removed.push(path.to_vec());
@@ -94,11 +103,12 @@ impl Recorder {
 
     /// A directory of the archive: `.git` at the top makes it a workspace, worth a record.
     pub(crate) fn directory(&mut self, path: &[u8]) {
-        self.on |= path == b".git";
+        self.on |= path == b".git" && !self.is_off;
     }
 
     /// A file or link as it was left.
     pub(crate) fn file(&mut self, path: &[u8], stat: &Stat) {
+        self.index |= path == INDEX;
         let wanted = !in_git_dir(path) || is_head(path);
         if self.on && wanted {
             self.files.push((path.to_vec(), Stamp::of(stat)));
@@ -112,7 +122,7 @@ impl Recorder {
 
     /// Writes the record, over what an earlier one says of other files. `top` is the workspace.
     pub(crate) fn finish(self, top: BorrowedFd<'_>) -> io::Result<()> {
-        let index = read(top, b".git/index")?.unwrap_or_default();
+        let index = if self.index { read(top, INDEX)?.unwrap_or_default() } else { Vec::new() };
         let mut vouched: HashMap<Vec<u8>, Id> = HashMap::new();
         // Ids have one of two lengths; an index is understood with its own only.
         if let Some(entries) = tracked::parse(&index, 20).or_else(|| tracked::parse(&index, 32)) {

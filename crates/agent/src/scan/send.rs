@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::time::{Duration, Instant};
 
 use banger_model::ByteString;
-use banger_protocol::agent::ScanSummary;
 use banger_protocol::agent::scan::{MAX_PATH, RecordHeader, RecordKind, encode_header};
+use banger_protocol::agent::{ScanSpec, ScanSummary};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use sha1::{Digest, Sha1};
@@ -22,6 +23,8 @@ use super::{ScanError, unreadable};
 /// Files up to this are held in memory, so that they can be read again when they change.
 const SMALL: u64 = 1 << 20;
 const TRIES: u32 = 4;
+/// After so much time without a record the host hears that the scan goes on.
+const TICK: Duration = Duration::from_secs(5);
 
 const FILE: u32 = 0o100_644;
 const EXECUTABLE: u32 = 0o100_755;
@@ -34,12 +37,28 @@ pub(super) struct Sender<W> {
     max_bytes: u64,
     id_len: usize,
     summary: ScanSummary,
+    /// When the host last heard anything, if it wants to know.
+    heard: Option<Instant>,
 }
 
 impl<W: Write> Sender<W> {
-    pub(super) fn new(out: W, max_bytes: u64, id_len: usize) -> Self {
+    pub(super) fn new(out: W, spec: &ScanSpec, id_len: usize) -> Self {
         let summary = ScanSummary { records: 0, bytes: 0, repositories: 0, some_repositories: Vec::new() };
-        Self { out, budget: max_bytes, max_bytes, id_len, summary }
+        let heard = spec.ticks.then(Instant::now);
+        Self { out, budget: spec.max_bytes, max_bytes: spec.max_bytes, id_len, summary, heard }
+    }
+
+    /// Lets the host hear that there is somebody, when it has not for a while.
+    pub(super) fn tick(&mut self) -> Result<(), ScanError> {
+        if let Some(heard) = &mut self.heard
+            && heard.elapsed() >= TICK
+        {
+            *heard = Instant::now();
+            let tick = RecordHeader { kind: RecordKind::Tick, mode: 0, path_len: 0, size: 0 };
+            let sent = self.out.write_all(&encode_header(tick)).and_then(|()| self.out.flush());
+            return sent.map_err(ScanError::Stream);
+        }
+        Ok(())
     }
 
     /// Sends what is at a path unless it is what the base has. `false` when nothing is there that
@@ -93,7 +112,11 @@ impl<W: Write> Sender<W> {
             && canonical(base_mode) == mode
         {
             let mut hash = Hash::new(self.id_len, size);
-            io::copy(&mut (&mut file).take(size), &mut hash).map_err(failed)?;
+            let (mut content, mut buf) = ((&mut file).take(size), vec![0; 128 << 10]);
+            while let n @ 1.. = content.read(&mut buf).map_err(failed)? {
+                hash.update(&buf[..n]);
+                self.tick()?;
+            }
             if !is_same(&file, &stat) {
                 return Ok(false);
             }
@@ -243,16 +266,5 @@ impl Hash {
             Self::Sha256(hash) => id.copy_from_slice(&hash.finalize()),
         }
         id
-    }
-}
-
-impl Write for Hash {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.update(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

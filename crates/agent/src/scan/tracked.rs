@@ -6,6 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read};
 
+use sha2::{Digest, Sha256};
+
 use super::ScanError;
 
 /// An object id; SHA-1 ids leave the end zero.
@@ -29,6 +31,9 @@ pub(super) struct Known {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Indexed {
     pub(super) id: Id,
+    pub(super) mode: u32,
+    /// 0, or 1 to 3 in a conflict.
+    pub(super) stage: u16,
     /// Seconds, low 32 bits.
     pub(super) mtime: u32,
     /// Outside the sparse checkout: absent without being deleted.
@@ -154,6 +159,8 @@ pub(super) fn parse(raw: &[u8], id_len: usize) -> Option<Vec<(Vec<u8>, Indexed)>
         id.get_mut(..id_len)?.copy_from_slice(raw.get(start + STAT..start + STAT + id_len)?);
         let entry = Indexed {
             id,
+            mode: word(start + 24)?,
+            stage: (flags >> 12) & 3,
             mtime: word(start + 8)?,
             is_skipped: extended & 0x4000 != 0,
             is_plain: flags & 0x3000 == 0 && extended & 0x2000 == 0,
@@ -161,6 +168,20 @@ pub(super) fn parse(raw: &[u8], id_len: usize) -> Option<Vec<(Vec<u8>, Indexed)>
         entries.push((last.clone(), entry));
     }
     Some(entries)
+}
+
+/// SHA-256, in hexadecimal, of what `git ls-files -s -z` says of an index.
+pub(super) fn staged(raw: &[u8]) -> Option<String> {
+    let (id_len, entries) =
+        parse(raw, 20).map(|e| (20, e)).or_else(|| parse(raw, 32).map(|entries| (32, entries)))?;
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let mut sum = Sha256::new();
+    for (path, entry) in entries {
+        sum.update(format!("{:06o} {} {}\t", entry.mode, hex(&entry.id[..id_len]), entry.stage));
+        sum.update(path);
+        sum.update([0]);
+    }
+    Some(hex(&sum.finalize()))
 }
 
 /// The variable-length number before a name in version 4, and its length.

@@ -61,7 +61,12 @@ async fn update(
 }
 
 async fn compare(s: &Session, root: &Path, paths: &[&str]) -> (Compared, Vec<(Kind, String)>) {
-    let spec = CompareSpec { root: bytes(root), branch: Some("main".into()), needed: vec!["nothing".into()] };
+    let spec = CompareSpec {
+        root: bytes(root),
+        branch: Some("main".into()),
+        needed: vec!["nothing".into()],
+        indexes: vec![".git/index".into()],
+    };
     let (sender, receiver) = s.open(&Request::Compare(spec)).await.unwrap();
     let mut writer = sender.writer();
     for path in paths {
@@ -158,12 +163,17 @@ async fn an_update_removes_and_writes_and_knows_what_the_guest_touched() {
     assert_eq!(fs::read_to_string(root.join("new")).unwrap(), "file now");
     assert_eq!(compare(&s, &root, &all).await.1, [], "and all of it is known");
 
-    // When an update is cut off, what was written is on record all the same.
+    // When an update is cut off, nothing has happened, and nothing is left of it.
     let list = tar(&[("a", "again"), ("big", &"x".repeat(4000))]);
     let cut = copy(&s, CopyIn { update: true, ..anew(&root, false) }, &list[..2000]).await;
     assert!(cut.is_err());
-    assert_eq!(fs::read_to_string(root.join("a")).unwrap(), "again");
+    assert_eq!(fs::read_to_string(root.join("a")).unwrap(), "host");
     assert_eq!(compare(&s, &root, &["a"]).await.1, []);
+    assert!(
+        !names(&root.join(".git")).iter().any(|name| name == "banger-new"),
+        "{:?}",
+        names(&root.join(".git"))
+    );
     // And a file where a directory goes is in the way, unless it goes itself.
     assert_eq!(compare(&s, &root, &["new/x"]).await.1, [(Kind::Other, "new".to_owned())]);
     assert_eq!(compare(&s, &root, &["new/x", "new"]).await.1, []);
@@ -177,4 +187,68 @@ async fn a_read_only_copy_is_refused_outside_a_guest() {
     let refused = copy(&s, CopyIn { readonly: true, ..anew(&root, false) }, &tar(&REPO)).await;
     assert!(matches!(refused, Err(ChannelError::Guest { code: ErrorCode::Unsupported, .. })), "{refused:?}");
     assert!(!root.exists());
+}
+
+#[tokio::test]
+async fn an_update_that_was_being_put_in_place_is_ended_by_whoever_comes_next() {
+    let s = fixture::session().await;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    let with = |more: &[(&'static str, &'static str)]| [&REPO[..], more].concat();
+    copy(&s, anew(&root, false), &tar(&with(&[(".git/banger-copy", "first")]))).await.unwrap();
+    let waiting = root.join(".git/banger-new");
+    let wait = |files: &[(&str, &str)]| {
+        for (path, text) in files {
+            let path = waiting.join("tree").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    };
+    // Given one of which not everything had arrived: it is nobody's business.
+    wait(&[("a", "half")]);
+    let (compared, _) = compare(&s, &root, &[]).await;
+    assert_eq!(
+        (compared.copy, fs::read_to_string(root.join("a")).unwrap()),
+        (Some("first".into()), "one".into())
+    );
+    // And one of which everything had: it is put in place when somebody looks.
+    fs::remove_file(waiting.join("tree/a")).unwrap();
+    wait(&[("a/b", "new"), (".git/banger-copy", "second")]);
+    fs::write(waiting.join("list"), "a\0d/b\0").unwrap();
+    let (compared, touched) = compare(&s, &root, &["a/b", "d/b", "d/c"]).await;
+    assert_eq!((compared.copy, touched), (Some("second".into()), vec![]));
+    assert_eq!(
+        (names(&root), names(&root.join("d"))),
+        (vec![".git".into(), "a".into(), "d".into()], vec!["c".into()])
+    );
+    assert!(!waiting.exists());
+    // And one that had removed and begun to put: what is in place of what was removed stays.
+    wait(&[("d/c", "new"), (".git/banger-copy", "third")]);
+    fs::write(waiting.join("removed"), "a\0").unwrap();
+    assert_eq!(compare(&s, &root, &["d/c"]).await.0.copy, Some("third".into()));
+    assert_eq!(fs::read_to_string(root.join("a/b")).unwrap(), "new");
+    assert_eq!(fs::read_to_string(root.join("d/c")).unwrap(), "new");
+    assert!(!waiting.exists());
+    // A link in its place leads nowhere.
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("list"), "d/c\0").unwrap();
+    std::os::unix::fs::symlink(&outside, &waiting).unwrap();
+    compare(&s, &root, &[]).await;
+    assert!(root.join("d/c").exists() && outside.join("list").exists());
+}
+
+#[tokio::test]
+async fn what_is_staged_is_told_as_git_lists_it() {
+    let s = fixture::session().await;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    copy(&s, anew(&root, false), &tar(&REPO)).await.unwrap();
+    assert_eq!(compare(&s, &root, &[]).await.0.staged, [None]);
+    let script =
+        "git init -q . && git add -A && git update-index --index-version 4 && git ls-files -s -z | sha256sum";
+    let run = std::process::Command::new("sh").current_dir(&root).args(["-c", script]).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let expected = String::from_utf8_lossy(&run.stdout)[..64].to_owned();
+    assert_eq!(compare(&s, &root, &[]).await.0.staged, [Some(expected)]);
 }

@@ -196,6 +196,8 @@ impl Vms {
             state => state,
         };
         let stalled = stalled.map(|e| LastError { code: e.code, message: e.message });
+        let workspace = vm.whole_workspace().cloned();
+        let workspace = workspace.map(|there| banger_model::Workspace { unfinished: None, ..there });
         let guest_ip = (vm.network == NetworkMode::User && alive)
             .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_string());
         let security = live.as_ref().filter(|_| alive).map(|l| l.machine().handle().security.clone());
@@ -222,7 +224,7 @@ impl Vms {
                 host_access: vm.host_access,
                 security: network_security,
             },
-            workspace: vm.workspace.filter(|workspace| workspace.unfinished.is_none()),
+            workspace,
             created_at: vm.created_at,
             started_at: vm.started_at,
             boot: vm.boot,

@@ -9,11 +9,14 @@ use banger_channel::Session;
 use banger_model::{Error, Result, Vm};
 use banger_protocol::api::{ApplyRequest, ApplySummary, ExportRequest};
 use banger_workspace::apply::{self as library, Arrived, Copied, Wish};
+use banger_workspace::capture::Manifest;
 use banger_workspace::export::Limits;
 use futures_util::FutureExt;
 
 use super::commits::{self, Commits};
 use super::export::{Patch, workspace_of};
+use super::incoming::Turn;
+use super::update;
 use crate::artifacts::blocking;
 use crate::daemon::Daemon;
 use crate::op::Op;
@@ -31,27 +34,61 @@ pub(crate) async fn apply(
     request: ApplyRequest,
 ) -> Result<ApplySummary> {
     check(&request)?;
+    // A copy that is brought up to date meanwhile would be another one than is held against the change.
+    let _turn = Turn::take(&daemon.workspaces, &daemon.vms.find(reference)?)?;
     let (ours, its, asked) = (daemon.clone(), op.clone(), request.clone());
     let work = move |vm: Vm, agent: Session| {
         async move {
-            let (root, max_bytes) = (asked.guest_path.clone(), asked.max_bytes);
+            let vm = ours.workspaces.settled(&its, vm, &agent).await?;
+            let root = match &asked.guest_path {
+                Some(path) => path.clone(),
+                None => workspace_of(&vm)?.guest_path.clone(),
+            };
+            let max_bytes = asked.max_bytes;
             let export = ExportRequest { base: asked.base, guest_path: asked.guest_path, max_bytes };
             let patch = ours.workspaces.export(&its, &vm, &agent, export).await?;
-            let mut commits = None;
+            let mut more = More { commits: None, copied: Copied::nothing() };
             if asked.commits {
-                let root = root.unwrap_or(workspace_of(&vm)?.guest_path.clone());
-                commits = Some(commits::fetch(&its, &vm, &agent, &root, &patch, limit(max_bytes)).await?);
+                let commits = commits::fetch(&its, &vm, &agent, &root, &patch, limit(max_bytes));
+                more.commits = Some(commits.await?);
             }
-            Ok((vm, patch, commits))
+            if asked.branch.is_some() {
+                return Ok((vm, patch, more));
+            }
+            let manifest = ours.workspaces.manifest(&vm.id);
+            let (patch, copied) = blocking(move || copied(&manifest, patch)).await?;
+            let unsure = copied.unsure();
+            let touched = match unsure.is_empty() {
+                true => Vec::new(),
+                false => update::touched(&its, &agent, &root, &unsure).await?,
+            };
+            more.copied = copied.told(&touched);
+            Ok((vm, patch, more))
         }
         .boxed()
     };
-    let (vm, patch, commits) = daemon.vms.in_guest(op, reference, work).await?;
+    let (vm, patch, more) = daemon.vms.in_guest(op, reference, work).await?;
     op.stage("apply", format!("applying what VM '{}' did", vm.name), None);
     op.check()?;
-    let (copied, name, id) = (daemon.workspaces.copied(&vm.id), op.id().to_string(), vm.id.clone());
-    let write = blocking(move || carry_out(&vm, &patch, commits.as_ref(), &request, &copied, name));
+    let (manifest, name, id) = (daemon.workspaces.manifest(&vm.id), op.id().to_string(), vm.id.clone());
+    let write = blocking(move || carry_out(&vm, &patch, more, &request, &manifest, name));
     daemon.vms.step(op, &id, "write", write).await
+}
+
+/// What is known besides the patch.
+struct More {
+    commits: Option<Commits>,
+    copied: Copied,
+}
+
+/// What was copied to where the patch is from, held against it.
+fn copied(manifest: &Path, patch: Patch) -> Result<(Patch, Copied)> {
+    let manifest = Manifest::load(manifest).filter(|manifest| manifest.guest_path() == patch.root.as_str());
+    let copied = match manifest {
+        Some(manifest) => Copied::of(manifest, &patch.exported)?,
+        None => Copied::nothing(),
+    };
+    Ok((patch, copied))
 }
 
 /// Refuses wishes that contradict each other.
@@ -83,13 +120,13 @@ fn limit(max_bytes: Option<u64>) -> u64 {
 fn carry_out(
     vm: &Vm,
     patch: &Patch,
-    commits: Option<&Commits>,
+    more: More,
     request: &ApplyRequest,
-    copied: &Path,
+    manifest: &Path,
     name: String,
 ) -> Result<ApplySummary> {
     let exported = &patch.exported;
-    let mut done = match (&request.branch, commits) {
+    let mut done = match (&request.branch, &more.commits) {
         (Some(branch), Some(commits)) => {
             let pack = File::open(&commits.pack)
                 .map_err(|e| Error::internal(format!("the guest's commits cannot be read: {e}")))?;
@@ -101,10 +138,15 @@ fn carry_out(
             library::to_branch(exported, branch, &message, request.dry_run)?
         }
         (None, _) => {
-            let copied = Copied::load(copied);
-            let wish = Wish { copied, three_way: request.three_way, name, vm: vm.name.to_string() };
-            let plan = library::plan(exported, wish)?;
-            if request.dry_run { plan.summary() } else { plan.carry_out()? }
+            let (copied, three_way) = (more.copied, request.three_way);
+            let plan = library::plan(exported, Wish { copied, three_way, name, vm: vm.name.to_string() })?;
+            if request.dry_run {
+                plan.summary()
+            } else {
+                let done = plan.carry_out()?;
+                done.manifest.map(|amended| amended.keep(manifest)).transpose()?;
+                done.summary
+            }
         }
     };
     done.dry_run = request.dry_run;

@@ -12,12 +12,14 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::SyncIoBridge;
 
-use super::{Cancellable, Workspaces, stream_error};
+use super::{Cancellable, Pulse, Workspaces, stream_error};
 use crate::artifacts::blocking;
 use crate::op::Op;
 
 /// How long an agent that has sent its last record, or stopped before it, has to say how it went.
 const LAST_WORD: Duration = Duration::from_secs(10);
+/// How long an agent may neither take nor say anything. One that works says every few seconds that it does.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// What the guest did, inspected. Its scratch directory goes with it.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(crate) struct Patch {
     pub(crate) exported: Exported,
     /// Room for more of the guest's, until this is dropped.
     pub(super) scratch: TempDir,
+    /// Which directory of the guest it is from.
+    pub(super) root: GuestPath,
 }
 
 impl Workspaces {
@@ -41,7 +45,8 @@ impl Workspaces {
         agent: &Session,
         request: ExportRequest,
     ) -> Result<Patch> {
-        let workspace = workspace_of(vm)?;
+        let vm = self.settled_in_turn(op, vm.clone(), agent).await?;
+        let workspace = workspace_of(&vm)?;
         let scratch = self.scratch(op)?;
         let base = request.base.unwrap_or_else(|| workspace.base_commit.clone());
         let export = open_export(workspace, base, scratch.path()).await?;
@@ -56,9 +61,10 @@ impl Workspaces {
             object_format: export.object_format().to_owned(),
             // The limit is held here, by who can say at which path it was and what to do.
             max_bytes: u64::MAX,
+            ticks: true,
         };
-        let exported = scan(op, agent, spec, export, limits).await?;
-        Ok(Patch { exported, scratch })
+        let exported = scan(op, agent, spec, export, limits, SILENCE).await?;
+        Ok(Patch { exported, scratch, root })
     }
 }
 
@@ -72,11 +78,19 @@ pub(super) fn workspace_of(vm: &Vm) -> Result<&Workspace> {
 
 /// Has the agent compare, and takes what it says. An agent that stops reading or talking is left to itself once what
 /// it said cannot become a patch any more.
-async fn scan(op: &Op, agent: &Session, spec: ScanSpec, export: Export, limits: Limits) -> Result<Exported> {
+async fn scan(
+    op: &Op,
+    agent: &Session,
+    spec: ScanSpec,
+    export: Export,
+    limits: Limits,
+    silence: Duration,
+) -> Result<Exported> {
     let (sender, receiver) = agent.open(&Request::Scan(spec)).await?;
-    let over = op.cancel_token().child_token();
-    let mut writer = Cancellable::new(sender.writer(), &over);
-    let reader = Cancellable::new(receiver.reader(), op.cancel_token());
+    let (silent, pulse) = (op.cancel_token().child_token(), Pulse::new());
+    let over = silent.child_token();
+    let mut writer = Cancellable::new(sender.writer(), &over).watched(&pulse, 0);
+    let reader = Cancellable::new(receiver.reader(), &silent).watched(&pulse, 1);
     let listing = export.base_listing()?;
     let send = async {
         let fed = blocking(move || {
@@ -101,8 +115,21 @@ async fn scan(op: &Op, agent: &Session, spec: ScanSpec, export: Export, limits: 
         over.cancel();
         received
     };
-    let (sent, received) = tokio::join!(send, receive);
+    let mut both = std::pin::pin!(async { tokio::join!(send, receive) });
+    let (sent, received) = tokio::select! {
+        done = &mut both => done,
+        () = pulse.stops(silence) => {
+            silent.cancel();
+            both.await
+        }
+    };
     op.check()?;
+    if silent.is_cancelled() {
+        let message = format!("the guest's agent has said nothing for {} s", silence.as_secs());
+        return Err(Error::new(ErrorCode::Timeout, message).with_hint(
+            "end the VM with 'banger vm kill' and try again: its disks are then read without it",
+        ));
+    }
     let (exported, reader) = received?;
     let last =
         tokio::time::timeout(LAST_WORD, op.or_cancelled(async { Ok::<_, Error>(reader.reply().await) }));
@@ -133,4 +160,52 @@ async fn open_export(workspace: &Workspace, base: String, scratch: &Path) -> Res
     let source = PathBuf::from(workspace.source_path.as_os_str());
     let scratch = scratch.to_owned();
     blocking(move || Ok(Export::new(&source, &base, &scratch)?)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use banger_channel::{GuestStream, Handler};
+
+    use super::*;
+
+    /// An agent that takes a scan and does nothing about it.
+    #[derive(Clone)]
+    struct Silent;
+
+    impl Handler for Silent {
+        async fn handle(&self, _request: Request, _stream: GuestStream) {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_stands_still_is_given_up() {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let agent = tokio::spawn(banger_channel::serve(theirs, Silent));
+        let session = Session::connect(ours, *b"0123456789abcdef").await.unwrap();
+        let (repo, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let git = |args: &[&str]| {
+            let identity = ["-c", "user.name=T", "-c", "user.email=t@example.org"];
+            let run = Command::new("git").current_dir(repo.path()).args(identity).args(args).output();
+            assert!(run.unwrap().status.success(), "{args:?}");
+        };
+        git(&["init", "-q"]);
+        git(&["commit", "-q", "--allow-empty", "-m", "first"]);
+        let export = Export::new(repo.path(), "HEAD", scratch.path()).unwrap();
+        let spec = ScanSpec {
+            root: "/w".into(),
+            object_format: export.object_format().to_owned(),
+            max_bytes: 1,
+            ticks: true,
+        };
+        let op = Op::alone(None);
+        let silence = Duration::from_millis(50);
+        let error = scan(&op, &session, spec, export, Limits::default(), silence).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Timeout, "{error}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("vm kill")));
+        drop(session);
+        agent.abort();
+    }
 }

@@ -37,6 +37,7 @@ pub(crate) async fn prepare(
     let _turn = Turn::take(&daemon.workspaces, &vm)?;
     let (vm, _) = daemon.vms.running(vm.id.as_str())?;
     let agent = live.agent_for(op).await?;
+    let vm = daemon.workspaces.settled(op, vm, &agent).await?;
     let job = Job { daemon, workspaces: &daemon.workspaces, op, vm: &vm, agent: &agent, request, force };
     job.run().await
 }
@@ -57,6 +58,44 @@ pub(crate) async fn refresh(daemon: &Arc<Daemon>, op: &Op, reference: &str, forc
     prepare(daemon, op, reference, manifest.request().clone(), force).await
 }
 
+impl Workspaces {
+    /// Finds out how far a copy came that was being brought up to date when its daemon or its stream ended: the guest has
+    /// the one or the other, never half. The caller must hold the VM's [`Turn`].
+    ///
+    /// # Errors
+    /// A guest that cannot be asked, a failing disk.
+    pub(super) async fn settled(&self, op: &Op, vm: Vm, agent: &Session) -> Result<Vm> {
+        let Some(there) = vm.workspace.clone().filter(|w| w.unfinished == Some(Copying::Update)) else {
+            return Ok(vm);
+        };
+        let (pending, current) = (self.pending(&vm.id), self.manifest(&vm.id));
+        let file = pending.clone();
+        let mut now = Workspace { unfinished: None, ..there };
+        if let Some(new) = blocking(move || Ok(Manifest::load(&file))).await? {
+            let name = update::name(op, agent, &now.guest_path).await?;
+            if name.is_some() && name == new.name().map(ByteString::from) {
+                let (base, branch) = new.start();
+                now.base_commit = base.to_owned();
+                now.branch = branch.map(str::to_owned);
+                (now.mode, now.readonly) = (new.mode(), new.request().readonly);
+                blocking(move || Ok(new.keep(&current)?)).await?;
+            }
+        }
+        // What is left of it names a copy that nobody has.
+        let _ = std::fs::remove_file(pending);
+        self.restore(&vm.id, Some(now.clone()))?;
+        Ok(Vm { workspace: Some(now), ..vm })
+    }
+
+    /// The same for who has no turn: while another has it, what is on record is as true as anything.
+    pub(super) async fn settled_in_turn(&self, op: &Op, vm: Vm, agent: &Session) -> Result<Vm> {
+        match Turn::take(self, &vm) {
+            Ok(_turn) => self.settled(op, vm, agent).await,
+            Err(_) => Ok(vm),
+        }
+    }
+}
+
 struct Job<'a> {
     daemon: &'a Arc<Daemon>,
     workspaces: &'a Workspaces,
@@ -71,7 +110,10 @@ impl Job<'_> {
     async fn run(self) -> Result<Prepared> {
         let (workspaces, id, before) = (self.workspaces, &self.vm.id, self.vm.workspace.clone());
         let packed = self.step("pack", self.pack()).await?;
-        let (packed, how) = self.step("compare", self.compare(packed)).await?;
+        let (mut packed, how) = self.step("compare", self.compare(packed)).await?;
+        if let How::Update { keep, .. } = &how {
+            packed.capture.keep_indexes(keep.clone());
+        }
         let copying = if matches!(how, How::Update { .. }) { Copying::Update } else { Copying::Anew };
         let place = packed.capture.plan().guest_path.clone();
         let marked = self.step("mark", workspaces.mark(id, packed.capture.plan(), copying)).await;
@@ -79,7 +121,7 @@ impl Job<'_> {
             workspaces.restore(id, before)?;
             return Err(error);
         }
-        let sent = self.step("send", workspaces.send(self.op, self.agent, packed, how)).await;
+        let sent = self.step("send", workspaces.send(self.op, id, self.agent, packed, how)).await;
         let recorded = match sent {
             Ok(sent) => self.step("record", workspaces.record(id, sent)).await,
             Err(error) if error.code == ErrorCode::AlreadyExists => {
@@ -89,7 +131,8 @@ impl Job<'_> {
             }
             Err(error) => Err(error),
         };
-        if recorded.is_err() {
+        // One that was to be brought up to date is whole, before or after: the next who comes finds out.
+        if recorded.is_err() && copying == Copying::Anew {
             let hide = |w: Workspace| Workspace { unfinished: Some(copying), ..w };
             let kept = before.map(|w| if w.guest_path == place { hide(w) } else { w });
             workspaces.restore(id, kept)?;
@@ -164,12 +207,12 @@ impl Job<'_> {
         } else {
             packed
         };
-        let remove = self.judge(guest, &packed).await?;
-        Ok((packed, How::Update { remove }))
+        let (remove, keep) = self.judge(guest, &packed).await?;
+        Ok((packed, How::Update { remove, keep }))
     }
 
-    /// What is to be removed, when nothing of the guest's stands against it.
-    async fn judge(&self, guest: Guest, packed: &Packed) -> Result<Vec<ByteString>> {
+    /// What is to be removed, and which indexes stay, when nothing of the guest's stands against it.
+    async fn judge(&self, guest: Guest, packed: &Packed) -> Result<(Vec<ByteString>, Vec<usize>)> {
         let (plan, changes) = (packed.capture.plan(), packed.capture.changes().cloned().unwrap_or_default());
         let (source, base) = (plan.source_path.clone(), (plan.branch.clone(), plan.base_commit.clone()));
         let (name, force) = (self.vm.name.to_string(), self.force);
@@ -177,18 +220,18 @@ impl Job<'_> {
     }
 }
 
-/// One copy at a time into a VM.
-struct Turn<'a> {
+/// One at a time: a copy into a VM, or what is held against such a copy.
+pub(super) struct Turn<'a> {
     workspaces: &'a Workspaces,
     id: VmId,
 }
 
 impl<'a> Turn<'a> {
-    fn take(workspaces: &'a Workspaces, vm: &Vm) -> Result<Self> {
+    pub(super) fn take(workspaces: &'a Workspaces, vm: &Vm) -> Result<Self> {
         if !Self::all(workspaces).insert(vm.id.clone()) {
             return Err(Error::new(
                 ErrorCode::Busy,
-                format!("something is being copied into VM '{}' already", vm.name),
+                format!("something is being copied into or out of VM '{}' already", vm.name),
             )
             .with_hint("wait for it: 'banger operation list'"));
         }

@@ -3,14 +3,13 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use banger_channel::{ChannelError, Session};
 use banger_model::{ByteString, Copying, Error, ErrorCode, GuestPath, Result, VmId, Workspace};
 use banger_protocol::agent::{CopyIn, Request};
 use banger_protocol::api::{PreparePlan, PrepareRequest, Prepared};
 use banger_workspace::Cancel;
-use banger_workspace::apply::Copied;
 use banger_workspace::capture::{self, Capture, Captured, Changes, Manifest, Options};
 use tempfile::TempDir;
 use tokio_util::io::SyncIoBridge;
@@ -35,7 +34,6 @@ pub(super) struct Packed {
 pub(super) struct Sent {
     captured: Captured,
     readonly: bool,
-    began: SystemTime,
     changes: Option<Changes>,
     _scratch: TempDir,
 }
@@ -46,7 +44,12 @@ pub(super) enum How {
     /// As a new one; an earlier copy may be replaced.
     Anew { replace: bool },
     /// Into the one that is there, from which these paths go first.
-    Update { remove: Vec<ByteString> },
+    Update {
+        /// Before anything is written.
+        remove: Vec<ByteString>,
+        /// Indexes that stay the guest's, by number.
+        keep: Vec<usize>,
+    },
 }
 
 impl Workspaces {
@@ -90,7 +93,7 @@ impl Workspaces {
         agent: &Session,
         first: FirstCopy,
     ) -> Result<()> {
-        let sent = self.send(op, agent, first.0, How::Anew { replace: false }).await?;
+        let sent = self.send(op, id, agent, first.0, How::Anew { replace: false }).await?;
         self.record(id, sent).await.map(drop)
     }
 
@@ -111,7 +114,7 @@ impl Workspaces {
             op.check()?;
             let token = op.cancel_token().clone();
             let cancel = Cancel::new(move || token.is_cancelled());
-            let options = Options { cancel, base: base.as_ref(), resend_history };
+            let options = Options { cancel, base: base.as_ref(), resend_history, name: op.id().as_str() };
             let capture = Capture::open(&request, scratch.path(), &options)?;
             Ok(Packed { capture, readonly: request.readonly, scratch })
         })
@@ -123,7 +126,14 @@ impl Workspaces {
     /// # Errors
     /// `already_exists` when there is something else; a file that changed meanwhile; `unavailable` when the guest's
     /// disk is full; `cancelled`.
-    pub(super) async fn send(&self, op: &Op, agent: &Session, packed: Packed, how: How) -> Result<Sent> {
+    pub(super) async fn send(
+        &self,
+        op: &Op,
+        id: &VmId,
+        agent: &Session,
+        packed: Packed,
+        how: How,
+    ) -> Result<Sent> {
         let plan = packed.capture.plan();
         let changes = packed.capture.changes().cloned();
         let (files, bytes) = changes
@@ -134,7 +144,7 @@ impl Workspaces {
         let mut list = Vec::new();
         let (update, replace) = match how {
             How::Anew { replace } => (false, replace),
-            How::Update { remove } => {
+            How::Update { remove, .. } => {
                 remove.iter().for_each(|path| list.extend([path.as_bytes(), &[0]].concat()));
                 (true, false)
             }
@@ -143,13 +153,15 @@ impl Workspaces {
         let spec = CopyIn { root, update, replace, remove_bytes: list.len() as u64, readonly };
         let (sender, receiver) = agent.open(&Request::CopyIn(spec)).await?;
         let writer = Cancellable::new(sender.writer(), op.cancel_token());
-        let began = SystemTime::now();
+        let pending = self.pending(id);
         let write = blocking(move || {
             let mut bridge = SyncIoBridge::new(writer);
             let Packed { capture, scratch, .. } = packed;
             let broken = |e: std::io::Error| Error::new(ErrorCode::GuestFailed, e.to_string());
             bridge.write_all(&list).map_err(broken)?;
-            let captured = capture.write_tar(&mut bridge)?;
+            let mut captured = capture.write_tar(&mut bridge)?;
+            // Before the guest can have all of it: whoever comes after this daemon finds out which copy is there.
+            captured.manifest = captured.manifest.keep(&pending)?;
             bridge.shutdown().map_err(broken)?;
             Ok((captured, scratch))
         });
@@ -162,7 +174,7 @@ impl Workspaces {
             Some(Ok(_)) | None => {}
         }
         let (captured, scratch) = written?;
-        Ok(Sent { captured, readonly, began, changes, _scratch: scratch })
+        Ok(Sent { captured, readonly, changes, _scratch: scratch })
     }
 
     /// Records what was sent: from now on it is the VM's workspace.
@@ -170,7 +182,7 @@ impl Workspaces {
     /// # Errors
     /// A failing disk.
     pub(super) async fn record(&self, id: &VmId, sent: Sent) -> Result<Prepared> {
-        let Sent { captured, readonly, began, changes, _scratch } = sent;
+        let Sent { captured, readonly, changes, _scratch } = sent;
         let workspace = Workspace {
             guest_path: captured.plan.guest_path.clone(),
             source_path: captured.plan.source_path.clone(),
@@ -181,9 +193,8 @@ impl Workspaces {
             readonly,
             unfinished: None,
         };
-        let (copied, manifest) = (self.copied(id), self.manifest(id));
+        let manifest = self.manifest(id);
         let plan = blocking(move || {
-            Copied::of(&captured, began).save(&copied)?;
             captured.manifest.keep(&manifest)?;
             Ok(captured.plan)
         })

@@ -1,7 +1,7 @@
 //! A second copy over a first one: what the guest did meanwhile, and whether that stands against it. Must never give up
 //! anything of the guest's unless it was told to.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -9,11 +9,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use banger_channel::Session;
-use banger_model::{ByteString, Error, ErrorCode, Result};
+use banger_model::{ByteString, Error, ErrorCode, GuestPath, Result};
 use banger_protocol::agent::touched::{FIXED, Kind, Touched};
 use banger_protocol::agent::{CompareSpec, Compared, Place, Reply, Request};
 use banger_protocol::api::PreparePlan;
-use banger_workspace::capture::Changes;
+use banger_workspace::capture::{Changes, GitChange};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -39,10 +39,40 @@ pub(super) async fn ask(op: &Op, agent: &Session, plan: &PreparePlan, changes: &
         root: plan.guest_path.as_str().into(),
         branch: changes.branch.as_ref().map(|(name, _)| name.clone()),
         needed: changes.packs.clone(),
+        indexes: changes.indexes.iter().map(|index| index.path.clone()).collect(),
     };
+    let files = changes.git_files.iter().map(|file| &file.path);
+    compare(op, agent, spec, changes.replaced.iter().chain(&changes.removed).chain(files)).await
+}
+
+/// Asks the agent which of some paths are not as they were copied in.
+pub(super) async fn touched(
+    op: &Op,
+    agent: &Session,
+    root: &GuestPath,
+    paths: &[ByteString],
+) -> Result<Vec<Touched>> {
+    Ok(compare(op, agent, about(root), paths.iter()).await?.touched)
+}
+
+/// What the copy at a place calls itself.
+pub(super) async fn name(op: &Op, agent: &Session, root: &GuestPath) -> Result<Option<ByteString>> {
+    Ok(compare(op, agent, about(root), std::iter::empty()).await?.compared.copy)
+}
+
+fn about(root: &GuestPath) -> CompareSpec {
+    CompareSpec { root: root.as_str().into(), branch: None, needed: Vec::new(), indexes: Vec::new() }
+}
+
+async fn compare(
+    op: &Op,
+    agent: &Session,
+    spec: CompareSpec,
+    paths: impl Iterator<Item = &ByteString>,
+) -> Result<Guest> {
     let (sender, receiver) = agent.open(&Request::Compare(spec)).await?;
     let mut list = Vec::new();
-    for path in changes.replaced.iter().chain(&changes.removed) {
+    for path in paths {
         list.extend_from_slice(path.as_bytes());
         list.push(0);
     }
@@ -97,8 +127,8 @@ impl Guest {
         self.compared.missing > 0
     }
 
-    /// The paths to remove before the new files come; an error when that, or what comes, would take something of the
-    /// guest's, unless `force`. What is the same on both sides by now is nobody's loss.
+    /// The paths to remove before the new files come, and the indexes that stay the guest's (by number); an error when
+    /// something of the guest's would be taken, unless `force`. What is the same on both sides by now is nobody's loss.
     pub(super) fn judge(
         self,
         source: &ByteString,
@@ -106,12 +136,22 @@ impl Guest {
         new: &(Option<String>, String),
         vm: &str,
         force: bool,
-    ) -> Result<Vec<ByteString>> {
+    ) -> Result<(Vec<ByteString>, Vec<usize>)> {
         let source = Path::new(source.as_os_str());
         let removed: HashSet<&[u8]> = changes.removed.iter().map(ByteString::as_bytes).collect();
         let mut against: Vec<ByteString> = Vec::new();
         let mut in_the_way: Vec<ByteString> = Vec::new();
+        let of_git: HashMap<&[u8], &GitChange> =
+            changes.git_files.iter().map(|file| (file.path.as_bytes(), file)).collect();
         for touched in &self.touched {
+            if let Some(file) = of_git.get(&touched.path[..]) {
+                let digest = Some(hex(&touched.digest));
+                let is_file = matches!(touched.kind, Kind::File | Kind::Executable);
+                if !(is_file && (file.old == digest || file.new == digest)) && touched.kind != Kind::Gone {
+                    against.push(file.path.clone());
+                }
+                continue;
+            }
             let is_gone_on_both = removed.contains(&touched.path[..]) && touched.kind == Kind::Gone;
             let is_same = !removed.contains(&touched.path[..]) && is_same(source, touched);
             if !is_gone_on_both && !is_same {
@@ -136,11 +176,21 @@ impl Guest {
                 remove.push(reference);
             }
         }
+        let mut keep = Vec::new();
+        for (n, (index, staged)) in changes.indexes.iter().zip(&self.compared.staged).enumerate() {
+            match staged {
+                Some(_) if *staged == index.old || *staged == index.new => {}
+                // The host's is as it was: the guest's own stays.
+                Some(_) if index.old == index.new => keep.push(n),
+                Some(_) => against.push(index.path.clone()),
+                None => {}
+            }
+        }
         if !against.is_empty() && !force {
             return Err(refused(&mut against, vm));
         }
         remove.extend(in_the_way);
-        Ok(remove)
+        Ok((remove, keep))
     }
 }
 
@@ -152,6 +202,10 @@ fn refused(against: &mut [ByteString], vm: &str) -> Error {
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     Error::new(ErrorCode::Conflict, format!("both the host and VM '{vm}' changed {}{more}", named.join(", ")))
         .with_hint(format!("'banger vm workspace apply {vm}' brings the guest's changes to the host first; --force gives them up"))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether the host has the same at a path of its working tree.

@@ -301,7 +301,8 @@ pub struct UnpackSpec {
 pub struct CopyIn {
     /// Its directory, absolute; made when absent, with those above it.
     pub root: ByteString,
-    /// Bring the copy that is there up to date, in place. Else the copy is new: it appears there when it is whole.
+    /// Bring the copy that is there up to date; nothing of it changes before everything has arrived. Else the copy is new: it
+    /// appears there when it is whole.
     pub update: bool,
     /// A new copy may replace an earlier one, with all that was done in it; never anything else.
     pub replace: bool,
@@ -320,6 +321,9 @@ pub struct CompareSpec {
     pub branch: Option<String>,
     /// Files, relative to the workspace, that must still be there.
     pub needed: Vec<ByteString>,
+    /// Index files, relative to the workspace, of which is asked what is staged. Since 1.2.
+    #[serde(default)]
+    pub indexes: Vec<ByteString>,
 }
 
 /// What is at a workspace's path.
@@ -335,6 +339,13 @@ pub struct Compared {
     pub missing: u64,
     /// Records sent.
     pub touched: u64,
+    /// For each index asked for: SHA-256, in hexadecimal, of what `git ls-files -s -z` says of it. Since 1.2; an older agent
+    /// says nothing.
+    #[serde(default)]
+    pub staged: Vec<Option<String>>,
+    /// What the copy that is there calls itself: the contents of `.git/banger-copy`. Since 1.2.
+    #[serde(default)]
+    pub copy: Option<ByteString>,
 }
 
 /// What a directory is.
@@ -358,6 +369,9 @@ pub struct ScanSpec {
     pub object_format: String,
     /// The scan fails when changed contents exceed this many bytes.
     pub max_bytes: u64,
+    /// Send [`super::scan::RecordKind::Tick`] while there is nothing to say. Since 1.2.
+    #[serde(default)]
+    pub ticks: bool,
 }
 
 /// What a scan found.

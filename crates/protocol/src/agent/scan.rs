@@ -20,6 +20,8 @@ pub enum RecordKind {
     Deleted = b'D',
     /// A submodule of the base is not as it was copied in: no content.
     Submodule = b'S',
+    /// The agent is at work and has nothing to say: no path, no content. Only when it was asked for.
+    Tick = b'T',
     /// The end: no path, no content. A stream without it was cut short.
     End = b'E',
 }
@@ -57,6 +59,7 @@ pub fn decode_header(bytes: &[u8; RECORD_HEADER_LEN]) -> Result<RecordHeader, St
         b'P' => RecordKind::Present,
         b'D' => RecordKind::Deleted,
         b'S' => RecordKind::Submodule,
+        b'T' => RecordKind::Tick,
         b'E' => RecordKind::End,
         n => return Err(format!("unknown scan record {n}")),
     };
@@ -72,7 +75,7 @@ pub fn decode_header(bytes: &[u8; RECORD_HEADER_LEN]) -> Result<RecordHeader, St
         RecordKind::Deleted | RecordKind::Submodule => {
             mode == 0 && (1..=MAX_PATH).contains(&path_len) && size == 0
         }
-        RecordKind::End => mode == 0 && path_len == 0 && size == 0,
+        RecordKind::Tick | RecordKind::End => mode == 0 && path_len == 0 && size == 0,
     };
     if fine {
         Ok(RecordHeader { kind, mode, path_len, size })
@@ -95,6 +98,7 @@ mod tests {
             RecordHeader { path_len: MAX_PATH + 1, ..good },
             RecordHeader { kind: RecordKind::Deleted, ..good },
             RecordHeader { kind: RecordKind::End, ..good },
+            RecordHeader { kind: RecordKind::Tick, ..good },
         ] {
             assert!(decode_header(&encode_header(bad)).is_err(), "{bad:?}");
         }

@@ -11,13 +11,18 @@ mod trees;
 mod worktree;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 
 use banger_model::ByteString;
 use banger_protocol::api::{AppliedCommit, AppliedFile, ApplySummary, ChangeKind, Outcome};
 
 use self::merge::Merged;
 use self::worktree::{Here, Staging, WorkTree};
+use crate::capture::{Manifest, TICK};
 use crate::export::{Batch, Exported, GITLINK, TreeChange};
 use crate::source::{LISTING_CAP, object_id};
 use crate::{Result, WorkspaceError};
@@ -30,7 +35,8 @@ const LINK: &str = "120000";
 /// How to apply to a working tree.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// What was copied in: of that, what has not changed since may be replaced; of all else, what is as in the base.
+    /// What was copied in: of that, what has not changed since may be replaced; of all else, what is as in the base. What the
+    /// guest undid of it is undone.
     pub copied: Copied,
     /// Merge what changed on both sides.
     pub three_way: bool,
@@ -38,6 +44,15 @@ pub struct Wish {
     pub name: String,
     /// The VM, for the backup's message and the labels of conflicts.
     pub vm: String,
+}
+
+/// What was done, and what is true of the copy then.
+#[derive(Debug)]
+pub struct Applied {
+    /// Path by path.
+    pub summary: ApplySummary,
+    /// The manifest to be kept from now on, if it became another: what was applied is the same on both sides.
+    pub manifest: Option<Manifest>,
 }
 
 /// A change that was held against the working tree, ready to be carried out.
@@ -53,6 +68,8 @@ pub struct Plan<'a> {
 #[derive(Debug)]
 struct Item {
     change: TreeChange,
+    /// Whether the guest has the base's again.
+    is_undone: bool,
     here: Here,
     /// The mode and object of what is here, as git would add it.
     ours: Option<(String, String)>,
@@ -69,6 +86,12 @@ enum Todo {
 }
 
 impl Item {
+    /// What undoing does to what is here.
+    fn undoing(&self) -> ChangeKind {
+        let (path, old, new) = (Vec::new(), self.ours.clone(), self.change.new.clone());
+        TreeChange { path, old, new }.kind()
+    }
+
     fn outcome(&self) -> Outcome {
         match &self.todo {
             Todo::Nothing => Outcome::Unchanged,
@@ -85,11 +108,13 @@ impl Item {
 /// Paths that changed there since the copy, by name; directories in the way; git's own failure.
 pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
     let tree = WorkTree::open(&exported.source.top)?;
-    let changes = exported.changes()?;
+    let mut changes: Vec<(TreeChange, bool)> = exported.changes()?.into_iter().map(|c| (c, false)).collect();
+    changes.extend(wish.copied.undone().map(|change| (change.clone(), true)));
+    changes.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
     let gone: BTreeSet<&[u8]> =
-        changes.iter().filter(|c| c.new.is_none()).map(|c| c.path.as_slice()).collect();
+        changes.iter().filter(|(c, _)| c.new.is_none()).map(|(c, _)| c.path.as_slice()).collect();
     let mut looked = Vec::new();
-    for change in &changes {
+    for (change, _) in &changes {
         let here = tree.look(&change.path)?;
         let obstacle = match &here {
             Here::Blocked(at) => Some(&change.path[..*at]).filter(|above| !gone.contains(above)),
@@ -108,27 +133,26 @@ pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
         looked.push(here);
     }
     let present = changes.iter().zip(&looked).filter(|(_, h)| matches!(h, Here::File(_) | Here::Link(_)));
-    let ours = as_added(exported, present.map(|(change, _)| &change.path[..]).collect())?;
-    let copied = wish.copied.paths();
+    let ours = as_added(exported, present.map(|((change, _), _)| &change.path[..]).collect())?;
     let mut items: Vec<Item> = Vec::new();
-    for (change, here) in changes.into_iter().zip(looked) {
+    for ((change, is_undone), here) in changes.into_iter().zip(looked) {
         let ours = ours.get(&change.path).cloned();
-        let is_untouched = copied.contains(&change.path[..])
-            && here.changed_at().is_some_and(|at| wish.copied.is_before(at));
-        let todo = judge(&change, ours.as_ref(), is_untouched);
-        items.push(Item { change, here, ours, todo });
+        let todo = judge(&change, ours.as_ref(), wish.copied.is_untouched(&change.path, &here), is_undone);
+        if !is_undone || !matches!(todo, Todo::Nothing) {
+            items.push(Item { change, is_undone, here, ours, todo });
+        }
     }
-    drop(copied);
     let mut plan = Plan { exported, tree, wish, items };
     plan.settle()?;
     Ok(plan)
 }
 
-/// What may be done at a path; `is_untouched` when what is there has been copied in.
-fn judge(change: &TreeChange, ours: Option<&(String, String)>, is_untouched: bool) -> Todo {
+/// What may be done at a path; `is_untouched` when what is there has been copied in. Where the guest undid something, nothing
+/// else than that may be replaced.
+fn judge(change: &TreeChange, ours: Option<&(String, String)>, is_untouched: bool, is_undone: bool) -> Todo {
     if ours == change.new.as_ref() {
         Todo::Nothing
-    } else if ours == change.old.as_ref() || is_untouched {
+    } else if is_untouched || (!is_undone && ours == change.old.as_ref()) {
         Todo::Replace
     } else {
         Todo::Refuse
@@ -182,6 +206,11 @@ impl Plan<'_> {
             if !matches!(self.items[n].todo, Todo::Refuse) {
                 continue;
             }
+            if self.items[n].is_undone && self.wish.three_way {
+                // What changed here since stands against nothing.
+                self.items[n].todo = Todo::Nothing;
+                continue;
+            }
             let merged = if self.wish.three_way { self.merge(&self.items[n])? } else { None };
             match merged {
                 Some(merged) => self.items[n].todo = Todo::Write(merged),
@@ -218,12 +247,13 @@ impl Plan<'_> {
             .iter()
             .map(|item| AppliedFile {
                 path: ByteString(item.change.path.clone()),
-                change: kinds.get(&item.change.path).copied().unwrap_or(ChangeKind::Modified),
+                change: kinds.get(&item.change.path).copied().unwrap_or_else(|| item.undoing()),
                 outcome: item.outcome(),
             })
             .collect();
         let conflicts = files.iter().filter(|f| f.outcome == Outcome::Conflict).count() as u64;
-        ApplySummary { files, conflicts, ..summary(self.exported) }
+        let has_changes = !files.is_empty();
+        ApplySummary { files, conflicts, has_changes, ..summary(self.exported) }
     }
 
     /// Changes the working tree. Everything new is written beside it first, and what will be
@@ -232,11 +262,11 @@ impl Plan<'_> {
     /// # Errors
     /// A path that changed since it was inspected, or a failing disk: then the error says what was
     /// done so far and how to go back.
-    pub fn carry_out(self) -> Result<ApplySummary> {
+    pub fn carry_out(self) -> Result<Applied> {
         let mut summary = self.summary();
         let busy: Vec<&Item> = self.items.iter().filter(|i| !matches!(i.todo, Todo::Nothing)).collect();
         if busy.is_empty() {
-            return Ok(summary);
+            return Ok(Applied { summary, manifest: None });
         }
         let staging = Staging::open(&self.exported.source.git_dir, &self.exported.source.top)?;
         self.stage(&staging, &busy)?;
@@ -251,7 +281,17 @@ impl Plan<'_> {
                 why: Box::new(error),
             });
         }
-        Ok(summary)
+        let manifest = self.amended(&busy)?;
+        Ok(Applied { summary, manifest })
+    }
+
+    /// The manifest as if all that was replaced had been copied in like this.
+    fn amended(&self, busy: &[&Item]) -> Result<Option<Manifest>> {
+        // Within a tick of its clock the kernel gives a later change the same times.
+        std::thread::sleep(TICK);
+        let same = busy.iter().filter(|item| matches!(item.todo, Todo::Replace));
+        let now = same.map(|item| Ok((item.change.path.clone(), self.tree.look(&item.change.path)?)));
+        self.wish.copied.amended(&self.exported.scratch.join("amended"), &now.collect::<Result<Vec<_>>>()?)
     }
 
     fn stage(&self, staging: &Staging, busy: &[&Item]) -> Result<()> {
@@ -268,6 +308,9 @@ impl Plan<'_> {
                     content.read_to_end(&mut target).map(|_| Ok(target))
                 })?;
                 staging.link(n, &target)?;
+            } else if item.is_undone {
+                let mode = self.tree.mode_for(path, &item.here, mode == "100755")?;
+                staging.file(n, mode, &mut self.checked_out(path, id)?)?;
             } else {
                 let mode = self.tree.mode_for(path, &item.here, mode == "100755")?;
                 // Byte for byte what the guest has, also where git would convert it.
@@ -276,6 +319,22 @@ impl Plan<'_> {
             }
         }
         batch.close()
+    }
+
+    /// A file of the base as a checkout makes it: with the line ends of the working tree. No filter program has to do with it.
+    fn checked_out(&self, path: &[u8], id: &str) -> Result<File> {
+        let to = self.exported.scratch.join("checked-out");
+        let failed = |e| WorkspaceError::io("write", &to, e);
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&to);
+        let file = file.map_err(failed)?;
+        let place = [b"--path=", path].concat();
+        let args =
+            [OsStr::new("cat-file"), OsStr::new("--filters"), OsStr::from_bytes(&place), OsStr::new(id)];
+        self.exported.source.git.write_file(&args, file.try_clone().map_err(failed)?)?;
+        let mut file = file;
+        file.rewind().map_err(failed)?;
+        Ok(file)
     }
 
     /// A commit of what will be replaced or removed, under a ref of its own.

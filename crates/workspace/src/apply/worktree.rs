@@ -42,16 +42,6 @@ pub(crate) enum Here {
 }
 
 impl Here {
-    /// When it last changed in any way, seconds and nanoseconds; none for what has no state.
-    pub(crate) fn changed_at(&self) -> Option<(i64, i64)> {
-        match self {
-            Self::File(stat) | Self::Link(stat) => {
-                Some((stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0)))
-            }
-            _ => None,
-        }
-    }
-
     fn is_same(&self, other: &Self) -> bool {
         let state = |s: &Stat| {
             (

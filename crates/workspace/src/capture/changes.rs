@@ -4,7 +4,7 @@ use banger_model::ByteString;
 
 use super::manifest::{Manifest, PartFacts};
 use super::send::digests;
-use super::{Changes, Survey, Surveyed};
+use super::{Changes, GitChange, Survey, Surveyed};
 use crate::Result;
 
 impl Survey {
@@ -23,6 +23,18 @@ impl Survey {
                 };
                 changes.packs.extend(old.packs.iter().map(below));
             }
+            changes.indexes.push(GitChange {
+                path: ByteString([old.git_dir.as_bytes(), b"/index"].concat()),
+                old: Some(old.staged.clone()),
+                new: Some(each.part.index.digest()),
+            });
+            changes.git_files.extend(other_files(each, old).filter(|(name, _)| n > 0 || name != "HEAD").map(
+                |(name, new)| GitChange {
+                    path: ByteString([old.git_dir.as_bytes(), b"/", name.as_bytes()].concat()),
+                    old: old.git_files.get(&name).cloned(),
+                    new,
+                },
+            ));
             if n == 0 {
                 changes.head = ByteString(old.head.clone().into_bytes());
                 changes.branch = old.branch.clone().zip(old.commit.clone());
@@ -30,6 +42,15 @@ impl Survey {
         }
         Ok(changes)
     }
+}
+
+/// The small files that are written or removed, and the digest of what they will be.
+fn other_files(each: &Surveyed, old: &PartFacts) -> impl Iterator<Item = (String, Option<String>)> {
+    let now = digests(&each.git_files);
+    let gone: Vec<String> = old.git_files.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
+    let other = now.into_iter().filter(|(name, digest)| old.git_files.get(name) != Some(digest));
+    let other: Vec<_> = other.map(|(name, digest)| (name, Some(digest))).collect();
+    other.into_iter().chain(gone.into_iter().map(|name| (name, None)))
 }
 
 /// Files of the git directory that are of the past. Refs stay, for the guest may have commits there,

@@ -148,6 +148,9 @@ fn files(
             drift.file(facts, &new);
         }
         untracked.next_if(|path| *path == row.path);
+        if row.is_theirs {
+            continue;
+        }
         let same = tree.look(&row.path)?.is_some_and(|found| {
             let executable = match found.kind {
                 Kind::File { .. } if !facts.trust_modes => Some(row.kind == 1),

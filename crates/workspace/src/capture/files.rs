@@ -21,7 +21,7 @@ use crate::{Cancel, Result, WorkspaceError};
 /// Files up to this are read whole before they are sent, so that a retry costs nothing.
 const SMALL: u64 = 1 << 20;
 /// At most so long is a tick of the kernel's clock, twice over.
-const TICK: Duration = Duration::from_millis(20);
+pub(crate) const TICK: Duration = Duration::from_millis(20);
 /// How often a file that changes is read again.
 const TRIES: u32 = 4;
 
@@ -67,7 +67,7 @@ impl Found {
         changed + TICK >= now
     }
 
-    fn of(stat: &Stat) -> Self {
+    pub(crate) fn of(stat: &Stat) -> Self {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::File { executable: stat.st_mode & 0o100 != 0 },
             FileType::Symlink => Kind::Link,

@@ -62,7 +62,7 @@ impl Listing {
         }
         if let Some(rows) = &mut base {
             while let Some(row) = rows.next()? {
-                listing.gone.push(ByteString(part.full(&row.path)));
+                listing.gone.extend((!row.is_theirs).then(|| ByteString(part.full(&row.path))));
             }
         }
         Ok(listing)
@@ -79,7 +79,8 @@ impl Listing {
         self.bytes += found.stamp.size;
         let gone = &mut self.gone;
         if let (Some(rows), Some(send)) = (base, &mut self.send) {
-            let row = rows.find(path, |row| gone.push(ByteString(part.full(&row.path))))?;
+            let passed = |row: Row| gone.extend((!row.is_theirs).then(|| ByteString(part.full(&row.path))));
+            let row = rows.find(path, passed)?;
             if !row.is_some_and(|row| is_there(part, entry, found, &row)) {
                 send.push(self.files.len());
                 self.send_bytes += found.stamp.size;

@@ -24,6 +24,8 @@ const TAIL: u64 = 8 + 16;
 const ROW: usize = 4 + 4 * 8 + 8 + 4 + 1 + 20;
 /// The longest path in a row, bytes.
 const MAX_PATH: usize = 1 << 20;
+/// In a row's kind: [`Row::is_theirs`].
+const THEIRS: u8 = 4;
 
 /// What one capture sent: enough for the next one to send only what is different.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +42,11 @@ pub(crate) struct Facts {
     pub(crate) source: banger_model::ByteString,
     pub(crate) guest_path: String,
     pub(crate) mode: WorkspaceMode,
+    /// What the copy calls itself; an earlier banger's has no name.
+    #[serde(default)]
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) base_commit: String,
     pub(crate) parts: Vec<PartFacts>,
 }
 
@@ -97,6 +104,8 @@ pub(crate) struct Row {
     pub(crate) mtime: u32,
     /// 0 a file, 1 an executable one, 2 a link.
     pub(crate) kind: u8,
+    /// Whether the guest made it, and an apply brought it here: whoever copies need not have it.
+    pub(crate) is_theirs: bool,
     /// The object that git knew it to be; zeros when it was none. Of a long id the beginning.
     pub(crate) id: [u8; 20],
 }
@@ -153,7 +162,8 @@ impl Row {
         if len > MAX_PATH {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let mut row = Self { path: vec![0; len], kind: fixed[48], ..Self::default() };
+        let (kind, is_theirs) = (fixed[48] & !THEIRS, fixed[48] & THEIRS != 0);
+        let mut row = Self { path: vec![0; len], kind, is_theirs, ..Self::default() };
         let word = |at: usize| {
             let mut word = [0; 8];
             word.copy_from_slice(&fixed[at..at + 8]);
@@ -176,7 +186,7 @@ impl Row {
         }
         to.write_all(&self.size.to_le_bytes())?;
         to.write_all(&self.mtime.to_le_bytes())?;
-        to.write_all(&[self.kind])?;
+        to.write_all(&[self.kind | if self.is_theirs { THEIRS } else { 0 }])?;
         to.write_all(&self.id)?;
         to.write_all(&self.path)?;
         Ok((ROW + self.path.len()) as u64)
@@ -231,6 +241,54 @@ impl Manifest {
     #[must_use]
     pub fn guest_path(&self) -> &str {
         &self.facts.guest_path
+    }
+
+    /// What the copy calls itself in the guest; nothing when it has no name.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        Some(&self.facts.name[..]).filter(|name| !name.is_empty())
+    }
+
+    /// The commit that an export diffs against, and the branch checked out in the guest.
+    #[must_use]
+    pub fn start(&self) -> (&str, Option<&str>) {
+        (&self.facts.base_commit, self.facts.parts.first().and_then(|part| part.branch.as_deref()))
+    }
+
+    /// Its mode.
+    #[must_use]
+    pub fn mode(&self) -> WorkspaceMode {
+        self.facts.mode
+    }
+
+    /// The same with other rows of the outermost repository, in `file`: those at `paths` are replaced, added or, where there is
+    /// none, left out. `paths` must be sorted.
+    pub(crate) fn amended(&self, file: &Path, paths: Vec<(Vec<u8>, Option<Row>)>) -> Result<Self> {
+        let mut writer = Writer::create(file)?;
+        let mut facts = self.facts.clone();
+        let mut paths = paths.into_iter().peekable();
+        for (n, part) in facts.parts.iter_mut().enumerate() {
+            let mut rows = self.rows(n)?;
+            (part.at, part.rows) = (writer.at(), 0);
+            let mut put = |row: &Row| {
+                part.rows += 1;
+                writer.row(row)
+            };
+            while let Some(row) = rows.next()? {
+                while let Some((path, new)) = paths.next_if(|(path, _)| n == 0 && *path < row.path) {
+                    new.map(|new| put(&Row { path, is_theirs: true, ..new })).transpose()?;
+                }
+                match paths.next_if(|(path, _)| n == 0 && *path == row.path) {
+                    Some((path, Some(new))) => put(&Row { path, is_theirs: row.is_theirs, ..new })?,
+                    Some((_, None)) => {}
+                    None => put(&row)?,
+                }
+            }
+            while let Some((path, new)) = paths.next_if(|_| n == 0) {
+                new.map(|new| put(&Row { path, is_theirs: true, ..new })).transpose()?;
+            }
+        }
+        writer.finish(facts)
     }
 
     /// The rows of the nth repository, sorted by path.

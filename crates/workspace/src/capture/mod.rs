@@ -26,8 +26,11 @@ use banger_model::{ByteString, GuestPath, WorkspaceMode};
 use banger_protocol::api::{PreparePlan, PrepareRequest};
 
 pub use self::drift::Drift;
+pub(crate) use self::files::{Found, TICK};
 use self::list::Listing;
 pub use self::manifest::Manifest;
+pub(crate) use self::manifest::{Row, state};
+pub(crate) use self::pack::hex;
 use self::pack::{Order, Packing};
 use self::part::Part;
 use self::submodules::Place;
@@ -60,6 +63,8 @@ pub struct Options<'a> {
     pub base: Option<&'a Manifest>,
     /// Whether to send all history again: the guest no longer has the packs of [`Changes::packs`].
     pub resend_history: bool,
+    /// What the copy calls itself in the guest: another word each time.
+    pub name: &'a str,
 }
 
 /// What was captured: kept with the VM, for export and for telling whether the host has moved on.
@@ -95,8 +100,23 @@ pub struct Changes {
     pub head: ByteString,
     /// The branch that was checked out, and its commit.
     pub branch: Option<(String, String)>,
+    /// The index of each repository.
+    pub indexes: Vec<GitChange>,
+    /// git's small files that are written or removed, but for the outermost `HEAD`.
+    pub git_files: Vec<GitChange>,
     /// The bytes of the files in `replaced`.
     pub bytes: u64,
+}
+
+/// A file of a git directory that the guest has its own of, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitChange {
+    /// Below the workspace.
+    pub path: ByteString,
+    /// SHA-256, in hexadecimal, of what was sent earlier; of an index, of what is staged in it.
+    pub old: Option<String>,
+    /// The same of what is to be sent.
+    pub new: Option<String>,
 }
 
 /// A repository, inspected, ready to be streamed. Its packs are made meanwhile, in a thread that
@@ -109,6 +129,9 @@ pub struct Capture {
     changes: Option<Changes>,
     base: Option<Manifest>,
     manifest: PathBuf,
+    name: String,
+    /// Of which repositories the index stays the guest's.
+    kept_indexes: Vec<usize>,
     packing: Packing,
 }
 
@@ -146,8 +169,15 @@ impl Capture {
             changes,
             base,
             manifest: scratch.join("manifest"),
+            name: options.name.to_owned(),
+            kept_indexes: Vec::new(),
             packing,
         })
+    }
+
+    /// Leaves some of [`Changes::indexes`] to the guest, by their number.
+    pub fn keep_indexes(&mut self, which: Vec<usize>) {
+        self.kept_indexes = which;
     }
 
     /// The whole workspace, as it will be in the guest.

@@ -20,15 +20,21 @@ use super::tarball::Tarball;
 use super::{Capture, Captured, Surveyed};
 use crate::{Cancel, Result, WorkspaceError};
 
+/// What the copy calls itself.
+const COPY: &[u8] = b".git/banger-copy";
+
 /// What every git directory has.
 const DIRECTORIES: [&str; 8] =
     ["", "/info", "/objects", "/objects/info", "/objects/pack", "/refs", "/refs/heads", "/refs/tags"];
 
 pub(super) fn write(capture: Capture, out: impl Write) -> Result<Captured> {
-    let Capture { mut survey, cancel, request, base, manifest, packing, .. } = capture;
+    let Capture { mut survey, cancel, request, base, manifest, packing, name, kept_indexes, .. } = capture;
     let mut sending = Sending { tar: Tarball::new(out), directories: HashSet::new(), cancel };
     for (n, each) in survey.parts.iter().enumerate() {
         sending.git(each, base.as_ref().and_then(|b| b.facts.parts.get(n)))?;
+    }
+    if !name.is_empty() {
+        sending.tar.file(COPY, 0o600, now(), name.as_bytes()).map_err(WorkspaceError::Stream)?;
     }
     let mut writer = Writer::create(&manifest)?;
     let mut parts = Vec::new();
@@ -54,11 +60,14 @@ pub(super) fn write(capture: Capture, out: impl Write) -> Result<Captured> {
     let (branch, overlay) =
         outermost.map_or((None, true), |(start, _)| (start.branch.clone(), start.overlay));
     let object_format = outermost.map_or_else(String::new, |(_, source)| source.object_format.clone());
-    for each in std::mem::take(&mut survey.parts) {
+    for (n, each) in std::mem::take(&mut survey.parts).into_iter().enumerate() {
+        if kept_indexes.contains(&n) {
+            continue;
+        }
         // Last and with the present time: git takes a file as old as the index for suspicious.
-        let name = [&each.part.place.git_dir[..], b"/index"].concat();
+        let file = [&each.part.place.git_dir[..], b"/index"].concat();
         let index = each.part.index.finish();
-        sending.tar.file(&name, 0o644, now(), &index).map_err(WorkspaceError::Stream)?;
+        sending.tar.file(&file, 0o644, now(), &index).map_err(WorkspaceError::Stream)?;
     }
     sending.tar.finish().map_err(WorkspaceError::Stream)?;
     let plan = survey.plan;
@@ -67,6 +76,8 @@ pub(super) fn write(capture: Capture, out: impl Write) -> Result<Captured> {
         source: plan.source_path.clone(),
         guest_path: plan.guest_path.as_str().to_owned(),
         mode: plan.mode,
+        name,
+        base_commit: plan.base_commit.clone(),
         parts,
     })?;
     Ok(Captured { base_commit: plan.base_commit.clone(), branch, object_format, overlay, plan, manifest })
@@ -163,7 +174,9 @@ impl<W: Write> Sending<W> {
     ) -> Result<u64> {
         let mut tree = Tree::open(&each.part.tree)?;
         let mut send = each.send.take().map(|send| send.into_iter().peekable());
-        let mut at = 0;
+        let (mut at, mut written) = (0, 0);
+        // What came from the guest and is not copied stays on record.
+        let mut theirs = Vec::new();
         for (n, full) in paths.iter().enumerate() {
             let path = &full.as_bytes()[each.part.place.prefix.len()..];
             let index = &mut each.part.index;
@@ -173,6 +186,10 @@ impl<W: Write> Sending<W> {
             }
             let entry = (at < index.len() && index.entry(at).path == path).then_some(at);
             let is_sent = send.as_mut().is_none_or(|send| send.next_if_eq(&n).is_some());
+            let passed = |row: Row| theirs.extend(row.is_theirs.then_some(row));
+            let old = rows.as_mut().map(|rows| rows.find(path, passed)).transpose()?.flatten();
+            written += theirs.len() as u64 + 1;
+            theirs.drain(..).try_for_each(|row| writer.row(&row))?;
             let row = if is_sent {
                 self.directory(full.as_bytes())?;
                 let (began, executable) = (SystemTime::now(), executable(&each.part, entry));
@@ -184,9 +201,9 @@ impl<W: Write> Sending<W> {
                     mtime: (found.mtime() & 0xffff_ffff) as u32,
                     kind: manifest::kind(&found, executable),
                     id: known(&each.part, entry, &found.stamp),
+                    is_theirs: false,
                 }
             } else {
-                let old = rows.as_mut().map(|rows| rows.find(path, drop)).transpose()?.flatten();
                 let old = old.ok_or_else(|| WorkspaceError::Changed(full.clone()))?;
                 unchanged(each, &mut tree, entry, old)?
             };
@@ -202,8 +219,14 @@ impl<W: Write> Sending<W> {
         for n in at..each.part.index.len() {
             each.part.index.forget(n);
         }
+        while let Some(row) = rows.as_mut().map(Rows::next).transpose()?.flatten() {
+            if row.is_theirs {
+                writer.row(&row)?;
+                written += 1;
+            }
+        }
         self.submodules(each, &mut tree)?;
-        Ok(paths.len() as u64)
+        Ok(written)
     }
 
     /// The directories of submodules, also of those that are empty.
@@ -255,6 +278,7 @@ impl<W: Write> Sending<W> {
 /// of it here since it was looked at.
 fn unchanged(each: &Surveyed, tree: &mut Tree, entry: Option<usize>, mut old: Row) -> Result<Row> {
     let part = &each.part;
+    old.is_theirs = false;
     if entry.is_some_and(|n| part.index.entry(n).records(&old.stamp()) && part.index.entry(n).stage() == 0) {
         old.id = known(part, entry, &old.stamp());
         return Ok(old);

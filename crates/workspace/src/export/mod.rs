@@ -23,7 +23,8 @@ use banger_model::ByteString;
 use banger_protocol::agent::scan::MAX_PATH;
 use banger_protocol::api::{ChangeKind, ExportSummary, FileChange};
 
-use self::base::{Base, arguments};
+use self::base::arguments;
+pub(crate) use self::base::{Base, BaseEntry};
 use self::receive::{Change, Changes, Store, Stored};
 
 pub(crate) use self::attributes::Batch;
@@ -301,7 +302,7 @@ impl Exported {
 }
 
 impl TreeChange {
-    fn kind(&self) -> ChangeKind {
+    pub(crate) fn kind(&self) -> ChangeKind {
         match (&self.old, &self.new) {
             (None, _) => ChangeKind::Added,
             (_, None) => ChangeKind::Deleted,

@@ -54,8 +54,10 @@ pub(crate) fn read(
         let mut header = [0; RECORD_HEADER_LEN];
         records.read_exact(&mut header).map_err(|e| cut_short(e, None))?;
         let header = decode_header(&header).map_err(WorkspaceError::Malformed)?;
-        if header.kind == RecordKind::End {
-            break;
+        match header.kind {
+            RecordKind::End => break,
+            RecordKind::Tick => continue,
+            RecordKind::Present | RecordKind::Deleted | RecordKind::Submodule => {}
         }
         let path = read_path(&mut records, &header)?;
         if header.kind == RecordKind::Submodule {

@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::support::{
-    Guest, commit, files, git, prepare, prepare_again, put, repository, request, status, try_git,
+    Guest, commit, files, git, prepare, prepare_again, put, repository, request, settle, status, try_git,
 };
 use banger_model::ByteString;
 use banger_workspace::Cancel;
@@ -30,11 +30,6 @@ fn is_like_new(guest: &Guest) {
     }
     let fsck = try_git(guest.path(), &["fsck", "--no-dangling", "--no-progress"]);
     assert!(fsck.status.success(), "{}", String::from_utf8_lossy(&fsck.stderr));
-}
-
-/// Files are read so soon after they are written in a test that their state says nothing yet.
-fn settle() {
-    std::thread::sleep(std::time::Duration::from_millis(40));
 }
 
 #[test]

@@ -2,37 +2,56 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use crate::support::{
-    Guest, commit, export, fingerprint, git, guest_tree, prepare, put, repository, request, status, text,
-    try_git,
+    Guest, commit, export, fingerprint, git, guest_tree, prepare, prepare_again, put, repository, request,
+    status, text, try_git,
 };
-use banger_model::{Error, ErrorCode};
-use banger_protocol::api::{ApplySummary, Outcome};
+use banger_model::{ByteString, Error, ErrorCode};
+use banger_protocol::agent::CompareSpec;
+use banger_protocol::agent::touched::{FIXED, Touched};
+use banger_protocol::api::{ApplySummary, ChangeKind, Outcome};
+use banger_workspace::Cancel;
 use banger_workspace::apply::{self, Arrived, Copied, Wish};
+use banger_workspace::capture::Options;
 use banger_workspace::export::Exported;
 use tempfile::TempDir;
 
-/// What the daemon would ask for right after the copy was made.
-pub(crate) fn wish(guest: &Guest) -> Wish {
-    // Everything in these tests happens within a tick of the clock that stamps files.
-    let began = SystemTime::now() + Duration::from_secs(60);
-    Wish {
-        copied: Copied::of(&guest.captured, began),
-        three_way: false,
-        name: "op-1".into(),
-        vm: "calm-otter".into(),
+/// What the daemon would ask for, and the guest answer.
+pub(crate) fn wish(guest: &Guest, out: &Exported) -> Wish {
+    let copied = Copied::of(guest.captured.manifest.clone(), out).unwrap();
+    let list: Vec<u8> = copied.unsure().iter().flat_map(|path| [path.as_bytes(), b"\0"].concat()).collect();
+    let copied = copied.told(&touched(guest.path(), &list));
+    Wish { copied, three_way: false, name: "op-1".into(), vm: "calm-otter".into() }
+}
+
+/// Which of some paths the guest touched, as its agent says it.
+fn touched(guest: &Path, list: &[u8]) -> Vec<Touched> {
+    let root = ByteString::from(guest.as_os_str().to_owned());
+    let mut out = Vec::new();
+    let spec = CompareSpec { root, branch: None, needed: Vec::new(), indexes: Vec::new() };
+    banger_agent::scan::compare(&spec, list, &mut out).unwrap();
+    let (mut rest, mut all) = (&out[..], Vec::new());
+    while let Some((fixed, after)) = rest.split_first_chunk::<FIXED>() {
+        let (kind, digest, len) = Touched::decode(fixed).unwrap();
+        all.push(Touched { kind, digest, path: after[..len].to_vec() });
+        rest = &after[len..];
     }
+    all
 }
 
 fn exported(repo: &Path, guest: &Guest) -> (TempDir, Exported) {
     export(repo, &guest.captured.base_commit, guest.path()).unwrap()
 }
 
-fn apply(repo: &Path, guest: &Guest, wish: Wish) -> Result<ApplySummary, Error> {
+fn apply(repo: &Path, guest: &mut Guest, name: &str, three_way: bool) -> Result<ApplySummary, Error> {
     let (_scratch, out) = exported(repo, guest);
-    Ok(apply::plan(&out, wish)?.carry_out()?)
+    let wish = Wish { name: name.into(), three_way, ..wish(guest, &out) };
+    let done = apply::plan(&out, wish)?.carry_out()?;
+    if let Some(manifest) = done.manifest {
+        guest.captured.manifest = manifest.keep(&guest.scratch.path().join("kept"))?;
+    }
+    Ok(done.summary)
 }
 
 fn outcome(summary: &ApplySummary, path: &str) -> Option<Outcome> {
@@ -62,7 +81,7 @@ fn worked() -> (TempDir, Guest) {
 
 #[test]
 fn the_working_tree_becomes_the_guests_and_nothing_else_changes() {
-    let (repo, guest) = worked();
+    let (repo, mut guest) = worked();
     put(repo.path(), "x.o", "ignored");
     let index = std::fs::read(repo.path().join(".git/index")).unwrap();
     let head = git(repo.path(), &["rev-parse", "HEAD"]);
@@ -70,12 +89,12 @@ fn the_working_tree_becomes_the_guests_and_nothing_else_changes() {
     let before = fingerprint(repo.path());
     {
         let (_scratch, out) = exported(repo.path(), &guest);
-        let summary = apply::plan(&out, wish(&guest)).unwrap().summary();
+        let summary = apply::plan(&out, wish(&guest, &out)).unwrap().summary();
         assert_eq!(outcome(&summary, "a"), Some(Outcome::Applied));
     }
     assert_eq!(fingerprint(repo.path()), before);
     // When it is carried out, the files are the guest's.
-    let done = apply(repo.path(), &guest, wish(&guest)).unwrap();
+    let done = apply(repo.path(), &mut guest, "op-1", false).unwrap();
     assert_eq!(guest_tree(repo.path()), guest_tree(guest.path()));
     assert_eq!(read(repo.path(), "x.o"), "ignored");
     let mode = std::fs::metadata(repo.path().join("new/x")).unwrap().permissions().mode();
@@ -102,10 +121,10 @@ fn the_working_tree_becomes_the_guests_and_nothing_else_changes() {
 
 #[test]
 fn applying_twice_changes_nothing_the_second_time() {
-    let (repo, guest) = worked();
-    apply(repo.path(), &guest, wish(&guest)).unwrap();
+    let (repo, mut guest) = worked();
+    apply(repo.path(), &mut guest, "op-1", false).unwrap();
     let before = fingerprint(repo.path());
-    let again = apply(repo.path(), &guest, Wish { name: "op-2".into(), ..wish(&guest) }).unwrap();
+    let again = apply(repo.path(), &mut guest, "op-2", false).unwrap();
     assert!(again.files.iter().all(|f| f.outcome == Outcome::Unchanged) && again.backup.is_none());
     assert_eq!(fingerprint(repo.path()), before);
 }
@@ -120,23 +139,22 @@ fn what_changed_on_the_host_since_is_refused_by_name_or_merged() {
     commit(repo.path(), "more");
     std::fs::remove_file(repo.path().join("crlf")).unwrap();
     git(repo.path(), &["checkout", "-q", "crlf"]);
-    let guest = prepare(&request(repo.path())).unwrap();
+    let mut guest = prepare(&request(repo.path())).unwrap();
     put(guest.path(), "a", "1\n2\n3\n4\n5\n6\nguest\n");
     put(guest.path(), "d/b", "guest\n");
     put(guest.path(), "crlf", "guest\r\nx\r\ny\r\nz\r\n");
-    let late = || Wish { copied: Copied::of(&guest.captured, SystemTime::UNIX_EPOCH), ..wish(&guest) };
     // Given other lines, the same lines and another file changed on the host.
     put(repo.path(), "a", "host\n2\n3\n4\n5\n6\n7\n");
     put(repo.path(), "d/b", "host\n");
     put(repo.path(), "crlf", "x\r\ny\r\nz\r\nhost\r\n");
     put(repo.path(), "d/e/c", "of no concern\n");
     let before = fingerprint(repo.path());
-    let error = apply(repo.path(), &guest, late()).unwrap_err();
+    let error = apply(repo.path(), &mut guest, "op-1", false).unwrap_err();
     assert_eq!(error.code, ErrorCode::Conflict);
     assert!(error.message.contains("'a', 'crlf', 'd/b'") && error.hint.unwrap().contains("--3way"));
     assert_eq!(fingerprint(repo.path()), before);
     // When they are merged, then each side's lines are there, with markers where they meet.
-    let done = apply(repo.path(), &guest, Wish { three_way: true, ..late() }).unwrap();
+    let done = apply(repo.path(), &mut guest, "op-1", true).unwrap();
     assert_eq!(read(repo.path(), "a"), "host\n2\n3\n4\n5\n6\nguest\n");
     assert_eq!(read(repo.path(), "crlf"), "guest\r\nx\r\ny\r\nz\r\nhost\r\n");
     assert_eq!(outcome(&done, "a"), Some(Outcome::Merged));
@@ -151,8 +169,7 @@ fn what_changed_on_the_host_since_is_refused_by_name_or_merged() {
     put(guest.path(), "bin", b"\0guest");
     put(repo.path(), "bin", b"\0host");
     std::fs::remove_file(repo.path().join("a")).unwrap();
-    let error =
-        apply(repo.path(), &guest, Wish { three_way: true, name: "op-3".into(), ..late() }).unwrap_err();
+    let error = apply(repo.path(), &mut guest, "op-3", true).unwrap_err();
     assert!(error.message.contains("'a', 'bin'"), "{error}");
 }
 
@@ -162,25 +179,25 @@ fn a_file_that_was_never_copied_is_not_overwritten() {
     let repo = repository();
     put(repo.path(), "notes", "the user's\n");
     put(repo.path(), "x.o", "the user's\n");
-    let guest = prepare(&request(repo.path())).unwrap();
+    let mut guest = prepare(&request(repo.path())).unwrap();
     put(guest.path(), "notes", "the guest's\n");
-    let error = apply(repo.path(), &guest, wish(&guest)).unwrap_err();
+    let error = apply(repo.path(), &mut guest, "op-1", false).unwrap_err();
     assert!(error.message.contains("'notes'"), "{error}");
     // Nor is a directory with such files in it.
     std::fs::remove_file(guest.path().join("notes")).unwrap();
     std::fs::remove_dir_all(guest.path().join("d")).unwrap();
     put(guest.path(), "d", "a file\n");
     put(repo.path(), "d/mine.o", "ignored\n");
-    let error = apply(repo.path(), &guest, wish(&guest)).unwrap_err();
+    let error = apply(repo.path(), &mut guest, "op-1", false).unwrap_err();
     assert!(error.message.contains("'d'"), "{error}");
     assert_eq!(read(repo.path(), "d/b"), "two\n");
     // But one that was copied is the guest's to change.
     std::fs::remove_file(repo.path().join("d/mine.o")).unwrap();
     let mut asked = request(repo.path());
     asked.include_untracked = true;
-    let guest = prepare(&asked).unwrap();
+    let mut guest = prepare(&asked).unwrap();
     put(guest.path(), "notes", "the guest's\n");
-    apply(repo.path(), &guest, wish(&guest)).unwrap();
+    apply(repo.path(), &mut guest, "op-1", false).unwrap();
     assert_eq!(read(repo.path(), "notes"), "the guest's\n");
 }
 
@@ -188,13 +205,13 @@ fn a_file_that_was_never_copied_is_not_overwritten() {
 fn links_on_the_host_are_never_written_through() {
     // Given a host whose directory became a link to somewhere else since.
     let (repo, outside) = (repository(), tempfile::tempdir().unwrap());
-    let guest = prepare(&request(repo.path())).unwrap();
+    let mut guest = prepare(&request(repo.path())).unwrap();
     put(guest.path(), "d/b", "guest\n");
     put(guest.path(), "d/new", "guest\n");
     std::fs::rename(repo.path().join("d"), outside.path().join("d")).unwrap();
     symlink(outside.path().join("d"), repo.path().join("d")).unwrap();
     let before = fingerprint(outside.path());
-    let error = apply(repo.path(), &guest, wish(&guest)).unwrap_err();
+    let error = apply(repo.path(), &mut guest, "op-1", false).unwrap_err();
     assert!(error.message.contains("'d'"), "{error}");
     // Given one that becomes a link between the look and the change.
     std::fs::remove_file(repo.path().join("d")).unwrap();
@@ -203,7 +220,7 @@ fn links_on_the_host_are_never_written_through() {
         put(repo.path(), path, content);
     }
     let (_scratch, out) = exported(repo.path(), &guest);
-    let plan = apply::plan(&out, wish(&guest)).unwrap();
+    let plan = apply::plan(&out, wish(&guest, &out)).unwrap();
     std::fs::remove_dir_all(repo.path().join("d")).unwrap();
     symlink(outside.path().join("d"), repo.path().join("d")).unwrap();
     let error: Error = plan.carry_out().unwrap_err().into();
@@ -218,7 +235,7 @@ fn an_apply_that_stops_says_how_to_go_back() {
     put(guest.path(), "a", "guest\n");
     put(guest.path(), "d/b", "guest\n");
     let (_scratch, out) = exported(repo.path(), &guest);
-    let plan = apply::plan(&out, wish(&guest)).unwrap();
+    let plan = apply::plan(&out, wish(&guest, &out)).unwrap();
     // Given a file that changes after it was inspected, and what a killed apply has left.
     put(repo.path(), "d/b", "the user is quick\n");
     put(repo.path(), ".git/banger-apply/0", "left");
@@ -411,6 +428,134 @@ fn files_under_a_filter_go_to_the_working_tree_only_and_no_filter_runs() {
     assert_eq!(out.summary.unfiltered.len(), 2);
     let error: Error = apply::to_branch(&out, "b", "m", false).unwrap_err().into();
     assert!(error.code == ErrorCode::Unsupported && error.message.contains("'x.big'"), "{error}");
-    apply::plan(&out, wish(&guest)).unwrap().carry_out().unwrap();
+    apply::plan(&out, wish(&guest, &out)).unwrap().carry_out().unwrap();
     assert_eq!(read(repo.path(), "x.big"), "large\n");
+}
+
+#[test]
+fn what_the_guest_undid_of_the_users_work_is_undone() {
+    // Given every kind of uncommitted work, some of it in places that change their kind.
+    let repo = repository();
+    put(repo.path(), ".gitattributes", "crlf text eol=crlf\nlfs filter=big\n");
+    put(repo.path(), "crlf", "x\ny\n");
+    put(repo.path(), "lfs", "pointer\n");
+    commit(repo.path(), "second");
+    git(repo.path(), &["update-index", "--skip-worktree", "d/e/c"]);
+    std::fs::remove_file(repo.path().join("d/e/c")).unwrap();
+    let base = guest_tree(repo.path());
+    put(repo.path(), "a", "one\nmine\n");
+    put(repo.path(), "crlf", "x\r\ny\r\nmine\r\n");
+    put(repo.path(), "lfs", "mine\n");
+    put(repo.path(), "staged/new", "mine\n");
+    git(repo.path(), &["add", "staged"]);
+    put(repo.path(), "loose", "mine\n");
+    put(repo.path(), "kept.o", "ignored\n");
+    std::fs::remove_file(repo.path().join("d/b")).unwrap();
+    std::fs::remove_file(repo.path().join("empty")).unwrap();
+    put(repo.path(), "empty/in", "mine\n");
+    let mut asked = request(repo.path());
+    asked.include_untracked = true;
+    let mut guest = prepare(&asked).unwrap();
+    // When the guest touches none of it, then nothing is done.
+    let done = apply(repo.path(), &mut guest, "op-0", false).unwrap();
+    assert!(done.files.iter().all(|file| file.outcome == Outcome::Unchanged), "{done:?}");
+    // When it undoes all of it.
+    git(guest.path(), &["stash", "-q", "-u"]);
+    assert_eq!(guest_tree(guest.path()), base);
+    put(repo.path(), "d/e/of no concern.o", "");
+    let done = apply(repo.path(), &mut guest, "op-1", false).unwrap();
+    // Then so it is here, but for what only a filter program could bring back, and what is absent on purpose.
+    assert_eq!(read(repo.path(), "lfs"), "mine\n");
+    put(repo.path(), "lfs", "pointer\n");
+    assert_eq!(guest_tree(repo.path()), base, "{done:?}");
+    assert_eq!(read(repo.path(), "crlf"), "x\r\ny\r\n");
+    assert_eq!(
+        (read(repo.path(), "kept.o"), repo.path().join("d/e/c").exists()),
+        ("ignored\n".into(), false)
+    );
+    let kinds = ["a", "staged/new", "loose", "d/b", "empty/in"]
+        .map(|path| done.files.iter().find(|f| f.path.as_bytes() == path.as_bytes()).map(|f| f.change));
+    let [added, modified, deleted] = [ChangeKind::Added, ChangeKind::Modified, ChangeKind::Deleted];
+    assert_eq!(kinds, [modified, deleted, deleted, added, deleted].map(Some), "{done:?}");
+    // And it can be had back.
+    let backup = done.backup.unwrap();
+    assert_eq!(git(repo.path(), &["show", &format!("{backup}:loose")]), b"mine\n");
+    // What changed here since is not taken away: it is refused by name, or stays with --3way.
+    put(repo.path(), "a", "one\nmine\n");
+    let mut guest = prepare(&asked).unwrap();
+    git(guest.path(), &["checkout", "-q", "."]);
+    put(guest.path(), "new", "n\n");
+    put(repo.path(), "a", "one\nmine\nlater\n");
+    let error = apply(repo.path(), &mut guest, "op-2", false).unwrap_err();
+    assert!(error.code == ErrorCode::Conflict && error.message.contains("'a'"), "{error}");
+    apply(repo.path(), &mut guest, "op-3", true).unwrap();
+    assert_eq!(
+        (read(repo.path(), "a"), read(repo.path(), "new")),
+        ("one\nmine\nlater\n".into(), "n\n".into())
+    );
+}
+
+#[test]
+fn an_untracked_file_that_the_guest_ignores_now_stays() {
+    let repo = repository();
+    put(repo.path(), "loose", "mine\n");
+    let mut asked = request(repo.path());
+    asked.include_untracked = true;
+    let mut guest = prepare(&asked).unwrap();
+    put(guest.path(), ".gitignore", "*.o\n/build/\nloose\n");
+    apply(repo.path(), &mut guest, "op-1", false).unwrap();
+    assert_eq!(read(repo.path(), "loose"), "mine\n");
+    assert_eq!(guest_tree(repo.path()), guest_tree(guest.path()));
+}
+
+#[test]
+fn one_apply_after_another_is_no_change_of_the_hosts() {
+    // Given a change that was applied: a file that was there, a new one, one that is gone.
+    let repo = repository();
+    put(repo.path(), "a", "one\nmine\n");
+    let mut guest = prepare(&request(repo.path())).unwrap();
+    put(guest.path(), "a", "1\n");
+    put(guest.path(), "new", "1\n");
+    std::fs::remove_file(guest.path().join("d/b")).unwrap();
+    apply(repo.path(), &mut guest, "op-1", false).unwrap();
+    let drift = guest.captured.manifest.drift(&Cancel::never()).unwrap();
+    assert!(drift.is_none(), "{drift:?}");
+    // When a second copy is made, then nothing of it is sent or taken away.
+    let (changes, _) = prepare_again(&mut guest, &Options::default()).unwrap();
+    assert_eq!((changes.replaced, changes.removed), (vec![], vec![]));
+    // When the guest goes on, then the next apply follows.
+    put(guest.path(), "a", "2\n");
+    put(guest.path(), "new", "2\n");
+    put(guest.path(), "d/b", "2\n");
+    apply(repo.path(), &mut guest, "op-2", false).unwrap();
+    assert_eq!(guest_tree(repo.path()), guest_tree(guest.path()));
+    std::fs::remove_file(guest.path().join("new")).unwrap();
+    git(guest.path(), &["checkout", "-q", "HEAD", "a", "d/b"]);
+    apply(repo.path(), &mut guest, "op-3", false).unwrap();
+    assert_eq!(guest_tree(repo.path()), guest_tree(guest.path()));
+    assert_eq!(read(repo.path(), "a"), "one\n");
+    // What the user made of it since is the user's.
+    put(guest.path(), "a", "4\n");
+    put(repo.path(), "a", "the user's\n");
+    let error = apply(repo.path(), &mut guest, "op-4", false).unwrap_err();
+    assert!(error.message.contains("'a'"), "{error}");
+}
+
+#[test]
+fn a_host_that_moved_on_elsewhere_is_no_hindrance() {
+    let repo = repository();
+    let mut guest = prepare(&request(repo.path())).unwrap();
+    put(guest.path(), "a", "guest\n");
+    put(repo.path(), "d/b", "host\n");
+    commit(repo.path(), "elsewhere");
+    let head = git(repo.path(), &["rev-parse", "HEAD"]);
+    apply(repo.path(), &mut guest, "op-1", false).unwrap();
+    assert_eq!((read(repo.path(), "a"), read(repo.path(), "d/b")), ("guest\n".into(), "host\n".into()));
+    assert_eq!(git(repo.path(), &["rev-parse", "HEAD"]), head);
+    // A commit of a touched file is a change of it.
+    put(guest.path(), "d/e/c", "guest\n");
+    put(repo.path(), "d/e/c", "host\n");
+    commit(repo.path(), "there");
+    let error = apply(repo.path(), &mut guest, "op-2", false).unwrap_err();
+    assert!(error.message.contains("'d/e/c'"), "{error}");
 }

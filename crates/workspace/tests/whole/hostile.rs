@@ -360,6 +360,7 @@ fn links_that_are_swapped_in_during_a_scan_lead_nowhere() {
                 root: ByteString::from(guest.path().as_os_str().to_owned()),
                 object_format: "sha1".into(),
                 max_bytes: 1 << 20,
+                ticks: true,
             };
             let mut records = Vec::new();
             let listing = export.base_listing().unwrap();

@@ -97,7 +97,7 @@ pub(crate) struct Guest {
     pub(crate) dir: TempDir,
     pub(crate) captured: Captured,
     /// Where the manifest is.
-    _scratch: TempDir,
+    pub(crate) scratch: TempDir,
 }
 
 impl Guest {
@@ -106,12 +106,18 @@ impl Guest {
     }
 }
 
+/// Files are read so soon after they are written in a test that their state says nothing yet.
+pub(crate) fn settle() {
+    std::thread::sleep(std::time::Duration::from_millis(40));
+}
+
 /// Captures and unpacks.
 pub(crate) fn prepare(request: &PrepareRequest) -> Result<Guest, Error> {
     let scratch = tempfile::tempdir().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let capture = Capture::open(request, scratch.path(), &Options::default())?;
     let files = capture.plan().files.clone();
+    settle();
     let (from_host, to_guest) = std::io::pipe().unwrap();
     let spec = UnpackSpec { dest: ByteString::from(dir.path().as_os_str().to_owned()), must_be_empty: true };
     let guest = std::thread::spawn(move || banger_agent::archive::unpack(&spec, from_host));
@@ -120,7 +126,7 @@ pub(crate) fn prepare(request: &PrepareRequest) -> Result<Guest, Error> {
     let captured = captured?;
     unpacked?;
     assert_eq!(captured.plan.files, files);
-    Ok(Guest { dir, captured, _scratch: scratch })
+    Ok(Guest { dir, captured, scratch })
 }
 
 /// Brings a guest's copy up to date. Returns what was different, and the bytes of the stream.
@@ -146,7 +152,7 @@ pub(crate) fn prepare_again(guest: &mut Guest, options: &Options<'_>) -> Result<
     let dest = ByteString::from(guest.path().as_os_str().to_owned());
     banger_agent::archive::unpack(&UnpackSpec { dest, must_be_empty: false }, &tar[..])?;
     guest.captured = captured;
-    guest._scratch = scratch;
+    guest.scratch = scratch;
     Ok((changes, tar.len() as u64))
 }
 
@@ -169,6 +175,7 @@ pub(crate) fn export(source: &Path, base: &str, guest: &Path) -> Result<(TempDir
         root: ByteString::from(guest.as_os_str().to_owned()),
         object_format: export.object_format().to_owned(),
         max_bytes: 1 << 30,
+        ticks: true,
     };
     let mut records = Vec::new();
     let summary = banger_agent::scan::scan(guest, &spec, export.base_listing()?, &mut records)?;
@@ -233,23 +240,6 @@ pub(crate) fn tree_of_files(dir: &Path, known: &str, out: &Exported) -> String {
     let index = Scratch::new(dir, out);
     index.git(&["read-tree", known], b"");
     index.git(&["add", "-A"], b"");
-    tree_id(&index.git(&["write-tree"], b""))
-}
-
-/// A tree with the export's change made in it.
-pub(crate) fn tree_with(dir: &Path, tree: &str, out: &Exported) -> String {
-    let index = Scratch::new(dir, out);
-    index.git(&["read-tree", tree], b"");
-    let raw = index.git(&["diff-tree", "-r", "-z", "--no-renames", &out.summary.base_commit, &out.tree], b"");
-    let mut fields = raw.split(|b| *b == 0);
-    let (mut gone, mut new) = (Vec::new(), Vec::new());
-    while let (Some(what), Some(path)) = (fields.next(), fields.next()) {
-        let words: Vec<&[u8]> = what.split(|b| *b == b' ').collect();
-        let into = if words[1] == b"000000" { &mut gone } else { &mut new };
-        into.extend([words[1], b" ", words[3], b"\t", path, b"\0"].concat());
-    }
-    index.git(&["update-index", "-z", "--index-info"], &gone);
-    index.git(&["update-index", "-z", "--index-info"], &new);
     tree_id(&index.git(&["write-tree"], b""))
 }
 
