@@ -91,6 +91,9 @@ impl<'de> Deserialize<'de> for ByteString {
             fn visit_bytes<E: de::Error>(self, v: &[u8]) -> Result<ByteString, E> {
                 Ok(ByteString(v.to_vec()))
             }
+            fn visit_byte_buf<E: de::Error>(self, v: Vec<u8>) -> Result<ByteString, E> {
+                Ok(ByteString(v))
+            }
             fn visit_map<A: MapAccess<'de>>(self, mut m: A) -> Result<ByteString, A::Error> {
                 let Some((key, value)) = m.next_entry::<String, String>()? else {
                     return Err(de::Error::missing_field("hex"));
@@ -101,7 +104,8 @@ impl<'de> Deserialize<'de> for ByteString {
                 from_hex(&value).map(ByteString).ok_or_else(|| de::Error::custom("not hexadecimal"))
             }
         }
-        if d.is_human_readable() { d.deserialize_any(V) } else { d.deserialize_bytes(V) }
+        // As a buffer: of what is borrowed, a CBOR reader takes no more than 4 KiB.
+        if d.is_human_readable() { d.deserialize_any(V) } else { d.deserialize_byte_buf(V) }
     }
 }
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::seen::{self, Stamp};
 use super::tracked::staged;
 use super::tree::Tree;
-use super::{MAX_INDEX, ScanError, read_if_there, unfinished};
+use super::{MAX_INDEX, ScanError, read_if_there};
 use crate::archive;
 
 /// What a copy calls itself.
@@ -33,7 +33,7 @@ pub fn compare(spec: &CompareSpec, mut list: impl Read, out: impl Write) -> Resu
     let mut paths = Vec::new();
     (&mut list).take(MAX_LIST).read_to_end(&mut paths).map_err(ScanError::Stream)?;
     let _turn = archive::turn();
-    archive::finish(root).map_err(unfinished)?;
+    archive::finish(root).map_err(ScanError::Unfinished)?;
     let place = place(root).map_err(|source| ScanError::Read { path: spec.root.clone(), source })?;
     let mut found = Compared {
         place,

@@ -53,6 +53,9 @@ pub enum ScanError {
     /// The base listing or the hash's name is not understood.
     #[error("the base listing is malformed: {0}")]
     Base(&'static str),
+    /// What came for the workspace cannot be put in place.
+    #[error("an update of the workspace cannot be ended: {0}")]
+    Unfinished(archive::ArchiveError),
     /// The stream to or from the host broke.
     #[error("the stream broke: {0}")]
     Stream(io::Error),
@@ -92,7 +95,7 @@ pub fn scan(
         "sha256" => 32,
         _ => return Err(ScanError::Base("the hash is neither sha1 nor sha256")),
     };
-    archive::finish(root).map_err(unfinished)?;
+    archive::finish(root).map_err(ScanError::Unfinished)?;
     let mut tracked = Tracked::from_base(base)?;
     let mut tree = Tree::open(root).map_err(|_| ScanError::NoRoot(root.to_owned()))?;
     if let Some((raw, _)) = read_if_there(&mut tree, b".git/index", MAX_INDEX)? {
@@ -253,11 +256,6 @@ fn read_if_there(
     let mut content = Vec::new();
     file.take(cap).read_to_end(&mut content).map_err(|e| unreadable(path, e))?;
     Ok(Some((content, stat)))
-}
-
-/// A copy that was being put in place when the machine died, and cannot be now.
-fn unfinished(why: archive::ArchiveError) -> ScanError {
-    ScanError::Read { path: ByteString(seen::FILE.to_vec()), source: io::Error::other(why.to_string()) }
 }
 
 fn unreadable(path: &[u8], source: io::Error) -> ScanError {

@@ -440,7 +440,12 @@ mod tests {
     #[test]
     fn messages_survive_and_unknown_fields_are_ignored() {
         let exec = Request::Exec(ExecSpec {
-            argv: vec!["printf".into(), ByteString(vec![0xff, b'\n']), "".into()],
+            argv: vec![
+                "printf".into(),
+                ByteString(vec![0xff, b'\n']),
+                "".into(),
+                ByteString(vec![b'x'; 40_000]),
+            ],
             env: vec![("A".into(), "b c".into())],
             cwd: None,
             user: Some("root".into()),

@@ -19,5 +19,5 @@ pub use message::{
 
 /// This protocol's version. 1.1: a scan says where a submodule changed and which repositories it left out;
 /// workspaces are copied in and compared by requests of their own. 1.2: a guest can be told to stand still, and who it
-/// is when it goes on elsewhere.
+/// is when it goes on elsewhere; a scan says that it goes on; a comparison says what is staged and which copy is there.
 pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };

@@ -32,6 +32,8 @@ pub(crate) struct Tree {
     root: OwnedFd,
     /// The directory of the last path, since paths come sorted.
     near: Option<(Vec<u8>, OwnedFd)>,
+    /// The latest time that a file gets in the guest, seconds: git distrusts what is as young as its index.
+    latest: u64,
 }
 
 /// What a path is.
@@ -51,7 +53,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The modification time as the tar stream says it: whole seconds, none before 1970.
+    /// The modification time in whole seconds, none before 1970.
     pub(crate) fn mtime(&self) -> u64 {
         u64::try_from(self.stamp.mtime.0).unwrap_or(0)
     }
@@ -89,7 +91,13 @@ impl Tree {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(top, flags, Mode::empty())
             .map_err(|e| WorkspaceError::io("open", top, e.into()))?;
-        Ok(Self { top: top.to_owned(), root, near: None })
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        Ok(Self { top: top.to_owned(), root, near: None, latest: now.saturating_sub(1) })
+    }
+
+    /// The modification time as the tar stream says it.
+    pub(crate) fn time(&self, found: &Found) -> u64 {
+        found.mtime().min(self.latest)
     }
 
     /// What is at `path`; nothing when it, or a directory above it, is not there (a link in place
@@ -173,7 +181,7 @@ impl Tree {
         let Ok(target) = self.at(path, |dir, name| rustix::fs::readlinkat(dir, name, Vec::new())) else {
             return Ok(false);
         };
-        tar.link(name, target.as_bytes(), found.mtime()).map_err(WorkspaceError::Stream)?;
+        tar.link(name, target.as_bytes(), self.time(&found)).map_err(WorkspaceError::Stream)?;
         Ok(self.look(path)? == Some(found))
     }
 
@@ -202,11 +210,11 @@ impl Tree {
             (&mut file).take(size + 1).read_to_end(&mut data).map_err(|e| self.failed("read", path, e))?;
             let whole = data.len() as u64 == size && same(&file);
             if whole {
-                tar.file(name, mode, found.mtime(), &data).map_err(WorkspaceError::Stream)?;
+                tar.file(name, mode, self.time(&found), &data).map_err(WorkspaceError::Stream)?;
             }
             return Ok(whole);
         }
-        tar.begin(name, mode, found.mtime(), size).map_err(WorkspaceError::Stream)?;
+        tar.begin(name, mode, self.time(&found), size).map_err(WorkspaceError::Stream)?;
         let sent = copy(&mut file, size, tar, cancel).map_err(|e| e.or(|e| self.failed("read", path, e)))?;
         tar.end(size).map_err(WorkspaceError::Stream)?;
         Ok(sent && same(&file))

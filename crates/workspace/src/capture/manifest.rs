@@ -136,11 +136,11 @@ impl Row {
         self.state[1] == 0
     }
 
-    /// Whether size, kind and whole seconds are the same.
+    /// Whether size, kind and, about, the time are the same.
     pub(crate) fn looks_like(&self, found: &Found, kind: u8) -> bool {
         self.kind == kind
             && self.size == found.stamp.size
-            && u64::from(self.mtime) == found.mtime() & 0xffff_ffff
+            && ((found.mtime() & 0xffff_ffff) as u32).wrapping_sub(self.mtime) <= 2
     }
 
     /// The state as a stamp.

@@ -198,7 +198,7 @@ impl<W: Write> Sending<W> {
                     path: path.to_vec(),
                     state: if found.is_unsure(began) { [0; 4] } else { manifest::state(&found.stamp) },
                     size: found.stamp.size,
-                    mtime: (found.mtime() & 0xffff_ffff) as u32,
+                    mtime: (tree.time(&found) & 0xffff_ffff) as u32,
                     kind: manifest::kind(&found, executable),
                     id: known(&each.part, entry, &found.stamp),
                     is_theirs: false,
