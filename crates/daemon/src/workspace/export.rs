@@ -176,7 +176,7 @@ mod tests {
 
     impl Handler for Silent {
         async fn handle(&self, _request: Request, _stream: GuestStream) {
-            std::future::pending().await;
+            std::future::pending::<()>().await;
         }
     }
 
