@@ -18,8 +18,8 @@ use crate::standstill::{Onward, Standstill};
 use crate::vsock::Listener;
 use crate::{archive, boot, exec, groups, restored, scan};
 
-/// The clock is stepped when it is further away than this from the host's.
-const CLOCK_TOLERANCE_NS: u64 = 1_000_000_000;
+/// The clock is stepped when it is further away than this from the host's: a clock chip that is read at boot knows seconds.
+const CLOCK_TOLERANCE_NS: u64 = 50_000_000;
 /// What follows the first answer at once, usually the user's command, goes before the late modules.
 const LATE: Duration = Duration::from_millis(150);
 

@@ -190,7 +190,7 @@ pub struct HostHello {
     /// The version the host speaks.
     pub version: ProtocolVersion,
     /// The host's wall clock, nanoseconds since the Unix epoch; the agent steps the guest's clock
-    /// when it is more than a second away.
+    /// when it is more than 50 ms away.
     pub unix_ns: i64,
     /// Fresh random bytes for the kernel's pool.
     #[serde(with = "serde_bytes")]
