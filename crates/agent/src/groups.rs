@@ -1,7 +1,7 @@
 //! Control groups (kernel: Documentation/admin-guide/cgroup-v2.rst): one for the agent's server, one for the commands it
 //! runs, and the standstill of all others. Must never freeze the agent itself: nobody could thaw it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -223,18 +223,27 @@ impl Groups {
 
     fn strays(&self) -> io::Result<Vec<(u32, PathBuf)>> {
         let mut strays = Vec::new();
+        let kernel = self.kernel_threads();
         for home in [self.path.clone(), self.path.join(SERVER)] {
             let there = match pids(&home) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 there => there?,
             };
             for pid in there {
-                if !self.spared.contains(&pid) && self.is_user_process(pid) {
+                if !self.spared.contains(&pid) && !kernel.contains(&pid) && self.is_user_process(pid) {
                     strays.push((pid, home.clone()));
                 }
             }
         }
         Ok(strays)
+    }
+
+    /// Most of what is in the root group, in one look: kthreadd and its children. Where there is no such list, each is
+    /// looked at by itself.
+    fn kernel_threads(&self) -> HashSet<u32> {
+        const KTHREADD: u32 = 2;
+        let children = fs::read_to_string(self.proc.join("2/task/2/children")).unwrap_or_default();
+        children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).chain([KTHREADD]).collect()
     }
 
     /// Neither the kernel's nor gone.

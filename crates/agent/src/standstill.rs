@@ -96,20 +96,27 @@ impl Standstill {
         how: Onward,
         first: impl FnOnce() -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let mut held = self.0.held.lock().await;
-        blocking(first).await?;
-        let thawed = match (held.take(), groups) {
-            // The gate opens with the end of `held`, after everything else goes on.
-            (Some(held), Some(groups)) => {
-                blocking(move || {
-                    groups.thaw(&held.frozen).map_err(|e| {
-                        Error::new(ErrorCode::GuestFailed, format!("the guest's processes do not go on: {e}"))
-                    })
-                })
-                .await
+        let mut slot = self.0.held.lock().await;
+        let held = slot.take();
+        // One turn on another thread for both: the host of a copy counts every millisecond.
+        let (held, thawed) = blocking(move || {
+            if let Err(error) = first() {
+                return Ok((held, Err(error)));
             }
-            _ => Ok(()),
-        };
+            let thawed = match (&held, groups) {
+                (Some(held), Some(groups)) => groups.thaw(&held.frozen),
+                _ => Ok(()),
+            };
+            let failed =
+                |e| Error::new(ErrorCode::GuestFailed, format!("the guest's processes do not go on: {e}"));
+            // The gate opens with the end of what was held, after everything else goes on.
+            Ok((None, thawed.map_err(failed)))
+        })
+        .await?;
+        if held.is_some() {
+            *slot = held;
+            return thawed;
+        }
         self.0.now.send_modify(|now| {
             now.still = false;
             now.life += u64::from(how == Onward::Copy);

@@ -2,7 +2,7 @@
 //! Writes to the overlay and to /run only, and nothing that is right already. Must never fail a boot: a guest
 //! whose /etc cannot be written is still a guest.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -53,14 +53,27 @@ pub(super) fn set_hostname(root: &Path, name: &str) {
 
 fn write_hostname(root: &Path, before: &str, name: &str) {
     let hostname = root.join("etc/hostname");
-    if read(&hostname).trim() != name {
-        let _ = std::fs::write(&hostname, format!("{name}\n"));
+    let text = read(&hostname);
+    if text.trim() != name {
+        replace(&hostname, text.len(), &format!("{name}\n"));
     }
     let hosts = root.join("etc/hosts");
-    let text = read(&hosts);
-    if let Some(text) = with_host(&text, before, name) {
-        let _ = std::fs::write(&hosts, text);
+    let before_text = read(&hosts);
+    if let Some(text) = with_host(&before_text, before, name) {
+        replace(&hosts, before_text.len(), &text);
     }
+}
+
+/// Gives a file of `length` bytes another text, over what it holds: that is less work than a new file, and the first of a
+/// restored guest's work is the slowest.
+fn replace(path: &Path, length: usize, text: &str) {
+    let written =
+        std::fs::File::options().write(true).create(true).truncate(false).open(path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            if text.len() < length { file.set_len(text.len() as u64) } else { Ok(()) }
+        });
+    // A guest whose files cannot be written is still a guest.
+    drop(written);
 }
 
 /// The hosts file with an entry for `name`, in the place of the one for the name `before`; None when it has one.
@@ -125,8 +138,12 @@ pub(crate) fn write_machine_id(root: &Path, id: &str) {
     if path.symlink_metadata().is_err() && !root.join("usr/lib/systemd").is_dir() {
         return;
     }
+    let (old, new) = (path.symlink_metadata().is_ok_and(|meta| meta.is_file()), format!("{id}\n"));
+    if old {
+        return replace(&path, read(&path).len(), &new);
+    }
     let _ = std::fs::remove_file(&path);
-    if std::fs::write(&path, format!("{id}\n")).is_ok() {
+    if std::fs::write(&path, new).is_ok() {
         let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444));
     }
 }

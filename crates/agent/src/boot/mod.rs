@@ -270,8 +270,15 @@ pub fn rename(root: &Path, name: &str) {
 /// `invalid_argument` for an address that is none; a sentence when the device does not come or the kernel refuses.
 pub fn configure_network(config: &NetworkConfig) -> Result<(), BootError> {
     load_once(boot::STAGE_NET)?;
-    network::loopback()?;
     network::configure(config)
+}
+
+/// Lets the network device make its IPv6 address anew, from the MAC address that it has by now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn renew_ipv6() -> Result<(), BootError> {
+    network::renew_ipv6()
 }
 
 /// Flushes all file systems. Blocks.

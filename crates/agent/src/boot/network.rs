@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use banger_protocol::agent::NetworkConfig;
@@ -16,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 const LOOPBACK: &str = "lo";
 
 /// What a [`NetworkConfig`] says, checked.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
     mac: String,
     address: Ipv4Addr,
@@ -26,15 +27,34 @@ struct Plan {
     mtu: u32,
 }
 
-/// Brings loopback and the device up. Blocks until the device is there, or a few seconds.
+/// The device as it was configured last.
+#[derive(Debug)]
+struct Configured {
+    plan: Plan,
+    device: String,
+    index: u32,
+}
+
+static LAST: Mutex<Option<Configured>> = Mutex::new(None);
+
+/// Brings loopback and the device up. Blocks until the device is there, or a few seconds. Where the device has all of it
+/// but the MAC address, as in a copy of a machine, that is all that is changed.
 pub(super) fn configure(config: &NetworkConfig) -> Result<()> {
     let plan = plan(config)?;
     let netlink = Netlink::open().map_err(BootError::os("ask the kernel's routing side"))?;
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(last) = &mut *last
+        && last.plan == (Plan { mac: last.plan.mac.clone(), ..plan.clone() })
+    {
+        rename_device(&netlink, &last.device, last.index, &plan.mac)?;
+        last.plan = plan;
+        return Ok(());
+    }
     loopback_up(&netlink)?;
     let (device, is_it) = find_device(Path::new("/sys/class/net"), &plan.mac)?;
     let index = index_of(&device)?;
     if !is_it {
-        become_another(&netlink, &device, index, &plan)?;
+        rename_device(&netlink, &device, index, &plan.mac)?;
     }
     netlink
         .forget(index, (plan.address, plan.prefix))
@@ -48,19 +68,17 @@ pub(super) fn configure(config: &NetworkConfig) -> Result<()> {
     netlink
         .default_route(index, plan.gateway)
         .map_err(BootError::os(format!("route through {} on {device}", plan.gateway)))?;
-    match &plan.resolv_conf {
-        Some(text) => write_resolv_conf(Path::new("/"), text),
-        None => Ok(()),
+    if let Some(text) = &plan.resolv_conf {
+        write_resolv_conf(Path::new("/"), text)?;
     }
+    *last = Some(Configured { plan, device, index });
+    Ok(())
 }
 
-/// Gives the device another MAC address while it is up, and an IPv6 address made from that.
-fn become_another(netlink: &Netlink, device: &str, index: u32, plan: &Plan) -> Result<()> {
-    let octets =
-        octets(&plan.mac).ok_or_else(|| BootError::Invalid(format!("no MAC address: {}", plan.mac)))?;
-    netlink
-        .hardware_address(index, octets)
-        .map_err(BootError::os(format!("give {device} the address {}", plan.mac)))?;
+/// Lets the device, which may have got another MAC address, make its IPv6 address from it anew, where it has any.
+pub(super) fn renew_ipv6() -> Result<()> {
+    let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(Configured { device, .. }) = &*last else { return Ok(()) };
     let switch = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
     if std::fs::read_to_string(&switch).is_ok_and(|off| off.trim() == "0") {
         for value in ["1", "0"] {
@@ -68,6 +86,12 @@ fn become_another(netlink: &Netlink, device: &str, index: u32, plan: &Plan) -> R
         }
     }
     Ok(())
+}
+
+/// Gives the device another MAC address while it is up.
+fn rename_device(netlink: &Netlink, device: &str, index: u32, mac: &str) -> Result<()> {
+    let octets = octets(mac).ok_or_else(|| BootError::Invalid(format!("no MAC address: {mac}")))?;
+    netlink.hardware_address(index, octets).map_err(BootError::os(format!("give {device} the address {mac}")))
 }
 
 fn octets(mac: &str) -> Option<[u8; 6]> {

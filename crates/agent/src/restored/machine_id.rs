@@ -16,8 +16,8 @@ pub(super) fn is_one(id: &str) -> bool {
     id.len() == 32 && id.bytes().all(hexadecimal) && id.bytes().any(|b| b != b'0')
 }
 
-/// Replaces the id below `root`.
-pub(super) fn replace(root: &Path, id: &str) {
+/// Replaces the id below `root`; the one before.
+pub(super) fn replace(root: &Path, id: &str) -> Option<String> {
     let old = boot::machine_id(root);
     boot::write_machine_id(root, id);
     // Elsewhere it is a link to the file above.
@@ -26,12 +26,16 @@ pub(super) fn replace(root: &Path, id: &str) {
         let _ = fs::remove_file(&bus);
         let _ = fs::write(&bus, format!("{id}\n"));
     }
-    let Some(old) = old.filter(|old| is_one(old) && old != id) else { return };
+    old.filter(|old| is_one(old) && old != id)
+}
+
+/// Lets the journal be found by the new id.
+pub(super) fn rename_journal(root: &Path, old: &str, id: &str) {
     for journals in JOURNALS {
         let dir = root.join(journals);
         // journalctl reads the directory of the present id; journald, which runs on, keeps to the one it began with.
-        if fs::rename(dir.join(&old), dir.join(id)).is_ok() {
-            let _ = symlink(id, dir.join(&old));
+        if fs::rename(dir.join(old), dir.join(id)).is_ok() {
+            let _ = symlink(id, dir.join(old));
         }
     }
 }
@@ -53,7 +57,9 @@ mod tests {
         fs::write(root.path().join("var/lib/dbus/machine-id"), format!("{old}\n")).unwrap();
         fs::write(root.path().join(format!("run/log/journal/{old}/system.journal")), "entries").unwrap();
         // When it becomes another machine
-        replace(root.path(), &new);
+        let before = replace(root.path(), &new).unwrap();
+        assert_eq!(before, old);
+        rename_journal(root.path(), &before, &new);
         // Then all say so, and the journal is found by either name
         assert_eq!(read("etc/machine-id").trim(), new);
         assert_eq!(read("var/lib/dbus/machine-id").trim(), new);
@@ -61,7 +67,8 @@ mod tests {
         fs::write(root.path().join(format!("run/log/journal/{old}/system.journal")), "more").unwrap();
         assert_eq!(read(&format!("run/log/journal/{new}/system.journal")), "more");
         // And a copy of the copy too
-        replace(root.path(), &"3".repeat(32));
+        let before = replace(root.path(), &"3".repeat(32)).unwrap();
+        rename_journal(root.path(), &before, &"3".repeat(32));
         assert_eq!(read(&format!("run/log/journal/{}/system.journal", "3".repeat(32))), "more");
         assert_eq!(read(&format!("run/log/journal/{old}/system.journal")), "more");
     }
@@ -70,7 +77,7 @@ mod tests {
     fn an_image_that_knows_no_id_gets_none() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("etc")).unwrap();
-        replace(root.path(), &"2".repeat(32));
+        assert_eq!(replace(root.path(), &"2".repeat(32)), None);
         assert!(!root.path().join("etc/machine-id").exists());
     }
 }

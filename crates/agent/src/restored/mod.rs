@@ -19,6 +19,7 @@ use host_keys::KeyKind;
 pub(crate) struct Remaining {
     identity: Identity,
     keys: Vec<KeyKind>,
+    old_id: Option<String>,
 }
 
 /// Takes an identity on; `received` is when the host's word came. Blocks. Nothing in the guest may run but the agent.
@@ -30,16 +31,14 @@ pub(crate) fn take_on(hello: &HostHello, identity: Identity, received: Instant) 
     let root = Path::new("/");
     boot::renew_random_numbers(&hello.entropy)?;
     boot::rename(root, &identity.hostname);
-    if let Some(id) = &identity.machine_id {
-        machine_id::replace(root, id);
-    }
+    let old_id = identity.machine_id.as_ref().and_then(|id| machine_id::replace(root, id));
     let keys = if identity.machine_id.is_some() { host_keys::remove(root) } else { Vec::new() };
     if let Some(network) = &identity.network {
         boot::configure_network(network)?;
     }
     // Last, since the others take a moment.
     set_clock(hello.unix_ns, received)?;
-    Ok(Remaining { identity, keys })
+    Ok(Remaining { identity, keys, old_id })
 }
 
 /// Sets the clock to what the host said, and the time since then.
@@ -69,6 +68,14 @@ impl Remaining {
     pub(crate) fn finish(self, log: impl Fn(&str)) {
         let root = Path::new("/");
         log(&format!("restored as {}", self.identity.hostname));
+        if let (Some(old), Some(id)) = (&self.old_id, &self.identity.machine_id) {
+            machine_id::rename_journal(root, old, id);
+        }
+        if self.identity.network.is_some()
+            && let Err(error) = boot::renew_ipv6()
+        {
+            log(&error.to_string());
+        }
         host_keys::generate(root, &self.keys, &self.identity.hostname, &log);
         hooks::run(root, &self.identity, &log);
     }
