@@ -280,8 +280,12 @@ impl Agent {
         let groups = groups::of_guest().ok_or_else(|| {
             Error::new(ErrorCode::Unsupported, "the guest's kernel has no control groups to freeze")
         })?;
-        // What is loaded now need not be loaded in every copy.
-        if let Ok(Err(e)) = tokio::task::spawn_blocking(boot::load_late_modules).await {
+        // What is loaded and read now need not be in every copy.
+        let ahead = || {
+            restored::look_ahead();
+            boot::load_late_modules()
+        };
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(ahead).await {
             log(&e.to_string());
         }
         done(self.standstill.freeze(groups).await)

@@ -23,16 +23,19 @@ impl KeyKind {
 
 /// Removes the keys below `root`, if others can be made there; the kinds that there were.
 pub(super) fn remove(root: &Path) -> Vec<KeyKind> {
-    if !root.join(PROGRAM).is_file() {
-        return Vec::new();
-    }
-    let kinds: Vec<KeyKind> = KINDS.iter().copied().filter(|kind| kind.path(root).is_file()).collect();
+    let kinds = found(root);
     for kind in &kinds {
         let private = kind.path(root);
         let _ = fs::remove_file(&private);
         let _ = fs::remove_file(private.with_extension("pub"));
     }
     kinds
+}
+
+/// The kinds that can be made anew.
+pub(super) fn found(root: &Path) -> Vec<KeyKind> {
+    let kinds: Vec<KeyKind> = KINDS.iter().copied().filter(|kind| kind.path(root).is_file()).collect();
+    if kinds.is_empty() || !root.join(PROGRAM).is_file() { Vec::new() } else { kinds }
 }
 
 /// Makes keys of these kinds, and tells a server that runs.

@@ -5,6 +5,7 @@ mod hooks;
 mod host_keys;
 mod machine_id;
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
@@ -13,6 +14,9 @@ use banger_protocol::agent::{HostHello, Identity};
 
 use crate::boot;
 use host_keys::KeyKind;
+
+/// How much of a file is looked at ahead.
+const LOOK: u64 = 1 << 20;
 
 /// What is left to do once processes run again.
 #[derive(Debug)]
@@ -29,16 +33,37 @@ pub(crate) struct Remaining {
 pub(crate) fn take_on(hello: &HostHello, identity: Identity, received: Instant) -> Result<Remaining, Error> {
     check(&identity)?;
     let root = Path::new("/");
-    boot::renew_random_numbers(&hello.entropy)?;
-    boot::rename(root, &identity.hostname);
-    let old_id = identity.machine_id.as_ref().and_then(|id| machine_id::replace(root, id));
-    let keys = if identity.machine_id.is_some() { host_keys::remove(root) } else { Vec::new() };
-    if let Some(network) = &identity.network {
-        boot::configure_network(network)?;
-    }
+    // The first of a restored guest's work is slow, and its files and its devices have nothing to do with each other.
+    let ((keys, old_id), devices) = std::thread::scope(|scope| {
+        let devices = scope.spawn(|| {
+            boot::renew_random_numbers(&hello.entropy)?;
+            identity.network.as_ref().map_or(Ok(()), boot::configure_network)
+        });
+        let files = write_files(root, &identity);
+        (files, devices.join())
+    });
+    devices.unwrap_or_else(|_| Err(boot::BootError::Invalid("the thread for the devices ended".into())))?;
     // Last, since the others take a moment.
     set_clock(hello.unix_ns, received)?;
     Ok(Remaining { identity, keys, old_id })
+}
+
+fn write_files(root: &Path, identity: &Identity) -> (Vec<KeyKind>, Option<String>) {
+    boot::rename(root, &identity.hostname);
+    match &identity.machine_id {
+        Some(id) => (host_keys::remove(root), machine_id::replace(root, id)),
+        None => (Vec::new(), None),
+    }
+}
+
+/// Reads what [`take_on`] reads, so that it is in memory when that is copied.
+pub(crate) fn look_ahead() {
+    let root = Path::new("/");
+    for path in ["etc/hostname", "etc/hosts", "etc/machine-id", "var/lib/dbus/machine-id"] {
+        let Ok(file) = std::fs::File::open(root.join(path)) else { continue };
+        let _ = std::io::copy(&mut file.take(LOOK), &mut std::io::sink());
+    }
+    host_keys::found(root);
 }
 
 /// Sets the clock to what the host said, and the time since then.
