@@ -123,6 +123,8 @@ pub(super) fn set_machine_id(root: &Path, first_boot: bool) {
     }
     let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     write_machine_id(root, &id);
+    let mode = std::fs::Permissions::from_mode(0o444);
+    let _ = std::fs::set_permissions(root.join("etc/machine-id"), mode);
 }
 
 /// The machine id below `root`, if there is one.
@@ -143,9 +145,7 @@ pub(crate) fn write_machine_id(root: &Path, id: &str) {
         return replace(&path, read(&path).len(), &new);
     }
     let _ = std::fs::remove_file(&path);
-    if std::fs::write(&path, new).is_ok() {
-        let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444));
-    }
+    let _ = std::fs::write(&path, new);
 }
 
 /// Tells systemd, below `run`, what not to start.
