@@ -1,19 +1,16 @@
 //! What the cage costs: the launch of a machine, to its first instruction, with the cage and without it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use banger_model::{Accel, Bytes, MachineShape, Mib, VmId};
+use banger_model::Accel;
 use banger_testkit::bin_dir;
 use banger_testkit::measure::{median, ms};
 use banger_vmm::qemu::{self, QemuDriver};
-use banger_vmm::{Cage, Disk, DiskRole, Driver, MachineSpec, Signal};
+use banger_vmm::{Cage, Driver, Signal};
 
-use crate::{Line, ROUNDS};
-
-#[path = "../../../../vmm/tests/guest/mod.rs"]
-#[expect(dead_code, reason = "of its guests, the one that idles is enough here")]
-mod guest;
+use crate::restore::spec;
+use crate::{Line, ROUNDS, guest};
 
 /// The most that it may add to a start.
 const BOUND_MS: f64 = 15.0;
@@ -52,38 +49,11 @@ async fn measure() -> (f64, f64) {
 }
 
 async fn launch(driver: &QemuDriver, dir: &Path) -> f64 {
-    let spec = spec(dir);
+    let spec = spec(dir, &guest::idle(), Accel::Tcg, 64);
     let began = Instant::now();
     let machine = driver.launch(spec).await.expect("it launches");
     let took = ms(began.elapsed());
     machine.kill(Signal::KILL).await.expect("it can be killed");
     machine.wait().await;
     took
-}
-
-fn spec(dir: &Path) -> MachineSpec {
-    let file = |name: &str, contents: &[u8]| -> PathBuf {
-        let path = dir.join(name);
-        std::fs::write(&path, contents).expect("a file");
-        path
-    };
-    MachineSpec {
-        id: VmId::from_random([0xee, 1, 0, 0, 0, 0]),
-        name: "bench".parse().expect("a name"),
-        shape: MachineShape { vcpu: 1, memory: Mib(64), disk: Bytes(1 << 20) },
-        accel: Accel::Tcg,
-        kernel: file("kernel", &guest::kernel(&guest::idle())),
-        initramfs: file("initramfs", b"nothing"),
-        disks: vec![Disk {
-            role: DiskRole::System,
-            path: file("system.img", &[0; 1 << 16]),
-            read_only: false,
-        }],
-        network: None,
-        runtime_dir: dir.to_owned(),
-        log_dir: dir.to_owned(),
-        verbose_console: false,
-        rescue: false,
-        paused: false,
-    }
 }

@@ -1,7 +1,7 @@
 //! `make bench`: what banger costs, each number beside a floor or a peer measured in the same run.
 //!
 //! Prints a table on stdout, progress on stderr; the status is 1 when a promised bound is broken.
-//! Given `run`, `exec`, `rest`, `fork`, `many`, `export`, `prepare`, `prepare-many` or `cage`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
+//! Given `run`, `exec`, `rest`, `fork`, `many`, `export`, `prepare`, `prepare-many`, `cage` or `restore`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
 
 #![expect(
     clippy::expect_used,
@@ -15,9 +15,14 @@ mod cage;
 mod export;
 mod floor;
 mod fork;
+#[path = "../../../../vmm/tests/guest/mod.rs"]
+#[expect(dead_code, reason = "the benchmark needs some of these guests")]
+mod guest;
 mod many;
 mod peer;
+mod raw;
 mod repositories;
+mod restore;
 mod workspace;
 
 use std::process::{Command, ExitCode, Stdio};
@@ -46,7 +51,7 @@ type Part = fn(&mut Vec<Line>);
 fn main() -> ExitCode {
     let mut lines = Vec::new();
     let wanted = std::env::args().nth(1);
-    let parts: [(&str, Part); 9] = [
+    let parts: [(&str, Part); 10] = [
         ("run", cold_run),
         ("exec", exec_against_ssh),
         ("rest", at_rest),
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
         ("prepare-many", workspace::small_files),
         ("export", export::export),
         ("cage", cage::cage),
+        ("restore", restore::restore),
     ];
     for (name, measure) in parts {
         if wanted.as_deref().is_none_or(|w| w == name) {
