@@ -23,6 +23,8 @@ pub(super) struct Description {
     pub hosts_network: bool,
     /// See [`super::Policy`].
     pub nests: bool,
+    /// Whether it is lent a file: see [`super::Policy`].
+    pub borrows: bool,
     /// See [`super::Policy`].
     pub descriptors: u64,
     /// See [`super::Policy`].

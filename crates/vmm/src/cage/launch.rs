@@ -1,7 +1,8 @@
 //! The launcher's half: writes the description, and reads what the builder answers.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, IoSliceMut, Seek as _, SeekFrom, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,9 +10,13 @@ use std::time::{Duration, Instant};
 use banger_model::Security;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
+    socketpair,
+};
 
 use super::description::{Access, Answer, Description, Place};
+use super::lend::Lent;
 use super::{Cage, Policy, advice, libraries};
 use crate::{Result, VmmError};
 
@@ -28,7 +33,14 @@ pub(crate) struct Prepared {
     /// Where the answer is written to.
     pub(crate) answer: OwnedFd,
     /// Where we read it.
-    pub(crate) reader: OwnedFd,
+    pub(crate) reader: Reader,
+}
+
+/// Our end of the answer, and the file that is lent to whom it is about.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    socket: OwnedFd,
+    lent: Option<Lent>,
 }
 
 /// Writes down what is wanted.
@@ -48,6 +60,7 @@ pub(crate) fn describe(
         places: places(policy, program),
         hosts_network: policy.hosts_network,
         nests: policy.nests,
+        borrows: policy.lent.is_some(),
         descriptors: policy.descriptors,
         tap: policy.tap.clone(),
         required: cage.required().to_vec(),
@@ -57,8 +70,13 @@ pub(crate) fn describe(
     let memory = rustix::fs::memfd_create("cage", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
     let mut file = File::from(memory);
     file.write_all(&text).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(failed)?;
-    let (reader, answer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-    Ok(Prepared { description: file.into(), answer, reader })
+    let lent = match &policy.lent {
+        Some(path) => Some(Lent::open(path).map_err(VmmError::file("open", path))?),
+        None => None,
+    };
+    let (socket, answer) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|e| failed(e.into()))?;
+    Ok(Prepared { description: file.into(), answer, reader: Reader { socket, lent } })
 }
 
 /// Everything the program gets, parents before children, and nothing twice.
@@ -89,10 +107,10 @@ fn places(policy: &Policy, program: &Path) -> Vec<Place> {
 
 /// Reads the answer to its end, which comes when the program runs or the builder has given up. The pid is of a child
 /// of ours, which is to be reaped whatever the result.
-pub(crate) fn report(program: &Path, reader: OwnedFd) -> (Option<u32>, Result<Security>) {
+pub(crate) fn report(program: &Path, reader: Reader) -> (Option<u32>, Result<Security>) {
     let failed = |source: io::Error| VmmError::Spawn { program: program.to_owned(), source };
-    let lines = match read_all(reader) {
-        Ok(text) => text,
+    let (lines, listener) = match read_all(&reader.socket) {
+        Ok(heard) => heard,
         Err(error) => return (None, Err(failed(error))),
     };
     let (mut pid, mut outcome) = (None, Err(failed(io::Error::other("its cage ended while it was built"))));
@@ -114,20 +132,29 @@ pub(crate) fn report(program: &Path, reader: OwnedFd) -> (Option<u32>, Result<Se
             Err(error) => outcome = Err(failed(error.into())),
         }
     }
+    match (listener, reader.lent) {
+        (Some(listener), Some(file)) => {
+            outcome = outcome.and_then(|held| file.serve(listener).map(|()| held).map_err(failed));
+        }
+        (None, Some(_)) => {
+            outcome = outcome.and_then(|_| Err(failed(io::Error::other("its cage cannot lend it a file"))));
+        }
+        _ => {}
+    }
     (pid, outcome)
 }
 
-fn read_all(reader: OwnedFd) -> io::Result<Vec<u8>> {
+/// All that is said, and the descriptor that comes with it, if one does.
+fn read_all(socket: &OwnedFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let until = Instant::now() + LIMIT;
-    let mut file = File::from(reader);
-    let mut text = Vec::new();
+    let (mut text, mut given) = (Vec::new(), None);
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let limit = Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
             tv_nsec: left.subsec_nanos().into(),
         };
-        let ready = match poll(&mut [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)], Some(&limit)) {
+        let ready = match poll(&mut [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)], Some(&limit)) {
             Err(rustix::io::Errno::INTR) => continue,
             other => other?,
         };
@@ -135,12 +162,25 @@ fn read_all(reader: OwnedFd) -> io::Result<Vec<u8>> {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "its cage was not built in time"));
         }
         let mut buffer = [0; 4096];
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(text),
-            Ok(count) => text.extend_from_slice(buffer.get(..count).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut beside = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut buffer)];
+        let count = match recvmsg(socket, parts, &mut beside, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) => received.bytes,
+            Err(rustix::io::Errno::INTR) => continue,
+            // Whoever had the other end died with something of ours unread: what it said is there.
+            Err(rustix::io::Errno::CONNRESET) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for message in beside.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                given = fds.last().or(given);
+            }
         }
+        if count == 0 {
+            return Ok((text, given));
+        }
+        text.extend_from_slice(buffer.get(..count).unwrap_or_default());
         if text.len() > LONGEST {
             return Err(io::Error::other("its cage says too much"));
         }
@@ -164,11 +204,12 @@ mod tests {
 
     #[test]
     fn an_answer_that_breaks_off_is_an_error_and_the_pid_is_known_all_the_same() {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (socket, writer) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         let mut writer = File::from(writer);
         writer.write_all(b"{\"pid\":17}\n").unwrap();
         drop(writer);
-        let (pid, outcome) = report(Path::new("/p"), reader);
+        let (pid, outcome) = report(Path::new("/p"), Reader { socket, lent: None });
         assert_eq!(pid, Some(17));
         assert!(outcome.unwrap_err().to_string().contains("cage"));
     }

@@ -8,6 +8,7 @@ mod advice;
 mod description;
 pub mod inside;
 mod launch;
+mod lend;
 mod libraries;
 
 use std::os::fd::RawFd;
@@ -49,6 +50,8 @@ pub struct Policy {
     /// Whether it goes on to build a cage of its own inside (passt does): then landlock leaves files to the root
     /// directory, and the system calls for that stay.
     pub nests: bool,
+    /// A file that it opens for writing, though all it does is read: it gets a descriptor for reading.
+    pub lent: Option<PathBuf>,
     /// The most descriptors it may have open.
     pub descriptors: u64,
     /// A network device in its own, otherwise empty network. Not together with the host's.
@@ -83,6 +86,7 @@ impl Policy {
             devices: ["/dev/null", "/dev/urandom"].map(PathBuf::from).into(),
             hosts_network: false,
             nests: false,
+            lent: None,
             descriptors: 4096,
             tap: None,
         }

@@ -119,9 +119,9 @@ pub(super) async fn launch(
     drop(open_log(&console)?);
     let mut policy = policy(program, &spec, &console);
     if let Memory::Clone { path, read_only } = memory {
+        policy.read.push(path.to_owned());
         // An older QEMU opens it for writing, though its mapping is private.
-        let list = if read_only { &mut policy.read } else { &mut policy.write };
-        list.push(path.to_owned());
+        policy.lent = (!read_only).then(|| path.to_owned());
     }
     let spawned = qemu.args(args).caged(cage, policy).spawn()?;
     // QEMU has its own copy now; ours would keep the network's other side from seeing its end.

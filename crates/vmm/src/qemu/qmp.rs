@@ -5,9 +5,9 @@
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
@@ -127,6 +127,7 @@ pub(super) struct Qmp {
 
 #[derive(Debug)]
 struct Command {
+    id: u64,
     line: String,
     answer: oneshot::Sender<Result<Value, QmpError>>,
 }
@@ -136,6 +137,7 @@ struct Line {
     #[serde(rename = "return")]
     answer: Option<Value>,
     error: Option<Refusal>,
+    id: Option<u64>,
     event: Option<String>,
     #[serde(default)]
     data: Value,
@@ -231,11 +233,15 @@ impl Qmp {
         tokio::time::timeout(PATIENCE, wait).await.unwrap_or(Err(QmpError::Late(PATIENCE.as_secs())))
     }
 
-    async fn exchange(&self, command: Value, limit: Duration) -> Result<Value, QmpError> {
+    async fn exchange(&self, mut command: Value, limit: Duration) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
+        let id = fresh_id();
+        if let Some(command) = command.as_object_mut() {
+            command.insert("id".to_owned(), id.into());
+        }
         let line = format!("{command}\n");
         let exchange = async {
-            self.commands.send(Command { line, answer }).await.map_err(|_| QmpError::Closed)?;
+            self.commands.send(Command { id, line, answer }).await.map_err(|_| QmpError::Closed)?;
             answered.await.map_err(|_| QmpError::Closed)?
         };
         tokio::time::timeout(limit, exchange).await.unwrap_or(Err(QmpError::Late(limit.as_secs())))
@@ -260,7 +266,17 @@ impl Drop for Qmp {
     }
 }
 
-/// One command is under way at a time: without ids, answers belong to commands by their order.
+/// An id that no other command had, of this process or one before: the answer to a command whose sender went away comes to
+/// whoever connects next.
+fn fresh_id() -> u64 {
+    static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        AtomicU64::new(u64::try_from(now.as_micros()).unwrap_or_default())
+    });
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// One command is under way at a time.
 async fn serve<S>(
     stream: S,
     mut queue: mpsc::Receiver<Command>,
@@ -272,7 +288,7 @@ async fn serve<S>(
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::new(reader);
     let mut greeted = Some(greeted);
-    let mut waiting: Option<oneshot::Sender<Result<Value, QmpError>>> = None;
+    let mut waiting: Option<(u64, oneshot::Sender<Result<Value, QmpError>>)> = None;
     // Kept across turns: reading a line is not cancel-safe, but what it has read stays in here.
     let mut buffer = Vec::new();
     loop {
@@ -293,7 +309,7 @@ async fn serve<S>(
                 } else if let Some(event) = line.event {
                     heard.note(&event, &line.data);
                     heard.news.send_replace(());
-                } else if let Some(answer) = waiting.take() {
+                } else if let Some((_, answer)) = waiting.take_if(|(id, _)| line.id == Some(*id)) {
                     let _ = answer.send(match (line.answer, line.error) {
                         (_, Some(refusal)) => Err(QmpError::Refused(refusal.desc)),
                         (answer, None) => Ok(answer.unwrap_or_default()),
@@ -305,7 +321,7 @@ async fn serve<S>(
                 if writer.write_all(command.line.as_bytes()).await.is_err() {
                     return;
                 }
-                waiting = Some(command.answer);
+                waiting = Some((command.id, command.answer));
             }
         }
     }
@@ -329,8 +345,8 @@ mod tests {
         writer.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
         for (expected, answer) in script {
             let got: Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
-            assert_eq!(got, json!({ "execute": expected }));
-            writer.write_all(answer.as_bytes()).await.unwrap();
+            assert_eq!(got["execute"], json!(expected));
+            writer.write_all(answer.replace("ID", &got["id"].to_string()).as_bytes()).await.unwrap();
         }
     }
 
@@ -342,12 +358,17 @@ mod tests {
             scripted(
                 theirs,
                 &[
-                    ("qmp_capabilities", "{\"return\": {}}\r\n"),
+                    ("qmp_capabilities", "{\"id\": ID, \"return\": {}}\r\n"),
                     (
                         "query-status",
-                        &format!("{events}{{\"return\": {{\"status\": \"running\"}}}}\r\n{events}"),
+                        &format!(
+                            "{events}{{\"id\": ID, \"return\": {{\"status\": \"running\"}}}}\r\n{events}"
+                        ),
                     ),
-                    ("stop", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}}\r\n"),
+                    (
+                        "stop",
+                        "{\"id\": ID, \"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}}\r\n",
+                    ),
                 ],
             )
             .await;
@@ -358,6 +379,21 @@ mod tests {
         server.await.unwrap();
         // The server is gone now.
         assert_eq!(qmp.execute("cont").await, Err(QmpError::Closed));
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_somebody_who_went_away_is_nobodys() {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let server = tokio::spawn(async move {
+            // Given one that was asked before us, and answers that to us
+            let late = "{\"return\": {}, \"id\": 7}\n{\"return\": {}}\n";
+            let stop = format!("{late}{{\"id\": ID, \"error\": {{\"desc\": \"not now\"}}}}\n");
+            let hello = format!("{late}{{\"id\": ID, \"return\": {{}}}}\n");
+            scripted(theirs, &[("qmp_capabilities", &hello), ("stop", &stop)]).await;
+        });
+        let qmp = Qmp::start(ours, cell()).await.unwrap();
+        assert_eq!(qmp.execute("stop").await, Err(QmpError::Refused("not now".into())));
+        server.await.unwrap();
     }
 
     #[tokio::test]
@@ -378,7 +414,7 @@ mod tests {
             (r#"{"event": "STOP"}"#, ExitReason::Unknown),
         ] {
             let (ours, theirs) = tokio::io::duplex(4096);
-            let answer = format!("{{\"return\": {{}}}}\n{event}\n");
+            let answer = format!("{{\"id\": ID, \"return\": {{}}}}\n{event}\n");
             let server =
                 tokio::spawn(async move { scripted(theirs, &[("qmp_capabilities", &answer)]).await });
             let mut qmp = Qmp::start(ours, cell()).await.unwrap();
@@ -401,8 +437,9 @@ mod tests {
         let server = tokio::spawn(async move {
             let active = r#"{"event": "MIGRATION", "data": {"status": "active"}}"#;
             let completed = r#"{"event": "MIGRATION", "data": {"status": "completed"}}"#;
-            let answer = format!("{{\"return\": {{}}}}\n{active}\n{completed}\n");
-            scripted(theirs, &[("qmp_capabilities", &answer), ("stop", "{\"return\": {}}\n")]).await;
+            let answer = format!("{{\"id\": ID, \"return\": {{}}}}\n{active}\n{completed}\n");
+            scripted(theirs, &[("qmp_capabilities", &answer), ("stop", "{\"id\": ID, \"return\": {}}\n")])
+                .await;
         });
         let qmp = Qmp::start(ours, cell()).await.unwrap();
         assert_eq!(qmp.until(Heard::migration).await.as_deref(), Ok("completed"));

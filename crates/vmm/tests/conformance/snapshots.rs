@@ -76,6 +76,7 @@ async fn a_snapshot_goes_on_elsewhere_and_more_than_once(subject: Subject) {
         soon(clone.pause()).await.unwrap();
         soon(clone.resume()).await.unwrap();
         counts_beyond(&other, last_number(&other)).await;
+        assert_eq!(open_for_writing(clone.handle().process.pid, &dir), Vec::<String>::new());
         soon(clone.stop()).await.unwrap();
     }
     // And none of them wrote to the snapshot
@@ -83,6 +84,22 @@ async fn a_snapshot_goes_on_elsewhere_and_more_than_once(subject: Subject) {
     let at = last_number(&first);
     counts_beyond(&first, at).await;
     soon(machine.stop()).await.unwrap();
+}
+
+/// The files below a directory that a process may write to by a descriptor, or by a mapping that is not its own.
+fn open_for_writing(pid: u32, dir: &Path) -> Vec<String> {
+    let below = |path: &Path| path.starts_with(dir);
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let fds = fds.filter(|fd| fs::read_link(fd.path()).is_ok_and(|path| below(&path)));
+    let writes = |fd: &fs::DirEntry| {
+        let info = read(&Path::new(&format!("/proc/{pid}/fdinfo")).join(fd.file_name()));
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim().to_owned();
+        u32::from_str_radix(&flags, 8).unwrap() & 3 != 0
+    };
+    let open = fds.filter(writes).map(|fd| format!("{:?}", fd.file_name()));
+    let maps = read(Path::new(&format!("/proc/{pid}/maps")));
+    let shared = maps.lines().filter(|line| line.contains(dir.to_str().unwrap()) && line.contains("rw-s"));
+    open.chain(shared.map(str::to_owned)).collect()
 }
 
 async fn a_snapshot_of_a_machine_that_went_on_from_one_goes_on(subject: Subject) {

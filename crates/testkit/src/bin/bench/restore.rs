@@ -1,48 +1,31 @@
-//! What our drivers add to a restore, what a snapshot costs the machine that it is of, and both for Firecracker where
-//! there is one.
+//! What our drivers add to a restore, and to a launch of Firecracker where there is one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use banger_model::{Accel, Bytes, MachineShape, Mib, VmId};
+use banger_testkit::bin_dir;
 use banger_testkit::measure::{median, ms};
-use banger_testkit::{Sandbox, bin_dir};
 use banger_vmm::firecracker::{self, FirecrackerDriver};
 use banger_vmm::qemu::{self, QemuDriver};
 use banger_vmm::{Cage, Disk, DiskRole, Driver, Last, Machine, MachineSpec, Signal};
 
 use crate::raw::{RawFirecracker, RawQemu};
-use crate::{Line, ROUNDS, clocked, guest};
+use crate::{Line, ROUNDS, guest};
 
 /// Of a restore or launch: what our driver may take, with the cage and all checks, of what the VMM itself takes.
 const RATIO: f64 = 1.3;
 /// Memory of the machine that is snapshotted, and what of it is written to, MiB.
 const MEMORY: u32 = 512;
 const DIRTY: u32 = 100;
-/// The part of a cold run that a snapshot may halt its machine for.
-const PAUSE: f64 = 0.1;
-
 pub(crate) fn restore(lines: &mut Vec<Line>) {
-    eprintln!("bench: a restore and a snapshot, and their floors");
+    eprintln!("bench: a restore, and what the VMM itself takes");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let program = qemu::locate(None, std::env::var_os("PATH").as_deref()).expect("QEMU");
     let driver = QemuDriver::new(program, Cage::beside(&bin_dir(), Vec::new()));
-    let (ours, raw, pauses) = runtime.block_on(qemu(&driver));
+    let (ours, raw) = runtime.block_on(qemu(&driver));
     lines.push(against_floor("restore of a QEMU machine", ours, "QEMU itself", raw));
-    let sandbox = Sandbox::bare();
-    let run = || clocked(sandbox.banger(["run", "--rm", "--cold", "--image", "bare", "--", "true"]));
-    run();
-    let cold = median((0..ROUNDS / 2).map(|_| run()).collect());
-    let pause = median(pauses);
-    lines.push(Line {
-        what: "a machine's pause in its snapshot, 512 MiB, 100 MiB dirty",
-        value: format!("{pause:.1} ms"),
-        beside: format!("a cold run: {cold:.0} ms"),
-        ratio: Some(pause / cold),
-        bound: format!("{PAUSE} × cold"),
-        kept: pause / cold <= PAUSE,
-    });
     if let Some(program) = firecracker() {
         let driver = FirecrackerDriver::new(program, Cage::beside(&bin_dir(), Vec::new()));
         let (launches, restores) = runtime.block_on(firecrackers(&driver));
@@ -81,24 +64,17 @@ fn firecracker() -> Option<PathBuf> {
     firecracker::locate(Some(&wanted), None).ok()
 }
 
-/// Restores by us and by hand in turns, and how long the machine stood still in each of as many snapshots.
-async fn qemu(driver: &QemuDriver) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+/// Restores by us and by hand in turns.
+async fn qemu(driver: &QemuDriver) -> (Vec<f64>, Vec<f64>) {
     let home = tempfile::tempdir().expect("a directory");
     let place = |name: &str| made(&home.path().join(name));
     let code = guest::count_in(DIRTY);
     let machine = driver.launch(spec(&place("first"), &code, Accel::Tcg, MEMORY)).await.expect("it launches");
     says_a_number(&home.path().join("first/console.log")).await;
-    let mut pauses = Vec::new();
-    for round in 0..ROUNDS {
-        let dir = place(&format!("snapshot-{round}"));
-        pauses.push(pause(&machine, &dir).await);
-        machine.resume().await.expect("it goes on");
-        if round > 0 {
-            std::fs::remove_dir_all(dir).expect("it goes");
-        }
-    }
+    let snapshot = place("snapshot");
+    machine.snapshot(&snapshot, nothing()).await.expect("a snapshot");
     end(&*machine).await;
-    let (snapshot, other) = (home.path().join("snapshot-0"), place("other"));
+    let other = place("other");
     let clone = || spec(&other, b"no kernel", Accel::Tcg, MEMORY);
     let machine = driver.restore(clone(), &snapshot).await.expect("it goes on");
     let raw = RawQemu::of(machine.handle().process.pid, &snapshot.join("state"), &other);
@@ -108,7 +84,7 @@ async fn qemu(driver: &QemuDriver) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
         ours.push(clocked_start(driver.restore(clone(), &snapshot)).await);
         raws.push(raw.restore());
     }
-    (ours, raws, pauses)
+    (ours, raws)
 }
 
 /// Launches and restores, each by us and by hand.
@@ -121,7 +97,7 @@ async fn firecrackers(driver: &FirecrackerDriver) -> ((Vec<f64>, Vec<f64>), (Vec
     machine.snapshot(&snapshot, nothing()).await.expect("a snapshot");
     end(&*machine).await;
     // Links to everything lie where it ran.
-    let raw = RawFirecracker { program: driver.program().to_owned(), dir: dir.clone() };
+    let raw = RawFirecracker { program: driver.program().to_owned(), dir: dir.join("run") };
     let put = |path, body: &str| ("PUT", path, body.to_owned());
     let boot = [
         put("/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 64}"#),
@@ -164,18 +140,6 @@ async fn end(machine: &dyn Machine) {
     machine.wait().await;
 }
 
-/// From the moment at which everything is done that can be done before, until it could go on.
-async fn pause(machine: &Arc<dyn Machine>, dir: &Path) -> f64 {
-    let halting = Arc::new(std::sync::Mutex::new(None));
-    let last: Last<'_> = Box::pin(async {
-        *halting.lock().expect("nobody fails with it") = Some(Instant::now());
-        Ok(())
-    });
-    machine.snapshot(dir, last).await.expect("a snapshot");
-    let began = halting.lock().expect("nobody fails with it").expect("it was about to halt");
-    ms(began.elapsed())
-}
-
 fn nothing() -> Last<'static> {
     Box::pin(async { Ok(()) })
 }
@@ -192,13 +156,14 @@ fn made(dir: &Path) -> PathBuf {
     dir.to_owned()
 }
 
-/// A machine with a guest of a few instructions, all in one directory.
+/// A machine with a guest of a few instructions, all in one directory, its sockets below it.
 pub(crate) fn spec(dir: &Path, code: &[u8], accel: Accel, memory: u32) -> MachineSpec {
     let file = |name: &str, contents: &[u8]| -> PathBuf {
         let path = dir.join(name);
         std::fs::write(&path, contents).expect("a file");
         path
     };
+    std::fs::create_dir_all(dir.join("run")).expect("a directory");
     MachineSpec {
         id: VmId::from_random([0xee, 1, 0, 0, 0, 0]),
         name: "bench".parse().expect("a name"),
@@ -212,7 +177,7 @@ pub(crate) fn spec(dir: &Path, code: &[u8], accel: Accel, memory: u32) -> Machin
             read_only: false,
         }],
         network: None,
-        runtime_dir: dir.to_owned(),
+        runtime_dir: dir.join("run"),
         log_dir: dir.to_owned(),
         verbose_console: false,
         rescue: false,

@@ -5,6 +5,7 @@
 //! Must never run the program when a required layer does not hold.
 
 mod landlock;
+mod lend;
 mod namespaces;
 mod privileges;
 mod root;
@@ -13,13 +14,15 @@ mod shuttle;
 mod tap;
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::io::{self, IoSlice, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use banger_model::{Layer, MissingLayer, Security};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::description::{Answer, Description};
 
@@ -135,7 +138,11 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
     if let (Some(packets), Some(network)) = (packets, network.and_then(open)) {
         shuttle::start(packets, network).map_err(during("start what carries its network's frames"))?;
     }
-    say(answer, &Answer::Caged(cage.0));
+    let listener = match description.borrows {
+        true => Some(lend::hold().map_err(during("hold its calls"))?),
+        false => None,
+    };
+    say_with(answer, &Answer::Caged(cage.0), listener.as_ref());
     let (name, args) = description.argv.split_first().ok_or_else(|| (String::new(), invalid()))?;
     let mut program = Command::new(&description.program);
     Err((String::new(), program.arg0(name).args(args).env_clear().exec()))
@@ -219,10 +226,22 @@ fn open(number: RawFd) -> Option<OwnedFd> {
 }
 
 fn say(answer: &mut File, what: &Answer) {
+    say_with(answer, what, None);
+}
+
+/// Says it, and hands over a descriptor.
+fn say_with(answer: &mut File, what: &Answer, with: Option<&OwnedFd>) {
     let Ok(mut line) = serde_json::to_vec(what) else { return };
     line.push(b'\n');
-    // Nobody listens any more: then nobody waits for the program either, and it does not matter.
-    let _ = answer.write_all(&line);
+    let fds: Vec<_> = with.iter().map(|fd| fd.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        beside.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    // At once, so that lines of two processes do not mix. Nobody listens any more: then nobody waits for the program
+    // either, and it does not matter.
+    let _ = sendmsg(answer, &[IoSlice::new(&line)], &mut beside, SendFlags::NOSIGNAL);
 }
 
 fn complain(what: &str) -> ExitCode {

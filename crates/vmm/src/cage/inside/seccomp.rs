@@ -44,6 +44,11 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_clock_settime,
     libc::SYS_adjtimex,
     libc::SYS_clock_adjtime,
+    // By its time a memory file is known that was written to.
+    libc::SYS_utimensat,
+    libc::SYS_utimes,
+    libc::SYS_utime,
+    libc::SYS_futimesat,
 ];
 
 /// Mounts and namespaces, for whoever builds no cage of its own.
