@@ -439,8 +439,8 @@ fn a_caged_shell_sees_no_process_no_home_no_network_and_no_descriptor_but_its_ow
 
 #[test]
 fn firecrackers_cage_holds_what_qemus_does() {
-    let bench = Bench::new();
     for situation in [Situation::Here, Situation::OrdinaryUser] {
+        let bench = Bench::new();
         let Some(said) = bench.run_as("firecracker", situation, "namespaces,network,root,landlock,seccomp")
         else {
             continue;

@@ -61,6 +61,10 @@ fn possible() -> bool {
 fn inside() {
     let Ok(tap) = fs::File::options().read(true).write(true).open("/dev/net/tun") else {
         fs::write("no-device", "").unwrap();
+        // Its end is not to come before its launcher has looked.
+        while !Path::new("go").exists() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         return;
     };
     // SAFETY: zeros are an ifreq, and the ioctl reads and writes no more than one.
@@ -203,5 +207,6 @@ async fn the_device_is_only_for_who_is_given_it() {
     let (_network, theirs) = UnixStream::pair().unwrap();
     let spawned = start(dir.path(), 4, theirs, false).unwrap();
     appears(dir.path().join("no-device"), &dir.path().join("log")).await;
+    fs::write(dir.path().join("go"), "").unwrap();
     assert_eq!(spawned.ended_within(Duration::from_secs(20)).await.unwrap().code, Some(0));
 }
