@@ -53,7 +53,7 @@ fn a_guest_on_an_emulated_kvm_ends_in_boot_failed_with_its_last_words_and_leaves
     let error = out.json_error();
     assert_eq!(error["code"], "boot_failed", "{error}");
     let message = error["message"].as_str().unwrap();
-    for words in ["KVM is emulated", "the console's last lines", "\n[    "] {
+    for words in ["KVM is emulated", "the console's last lines", "\n[ "] {
         assert!(message.contains(words), "'{words}' is not in: {message}");
     }
     assert!(error["hint"].as_str().unwrap().contains("--driver qemu"), "{error}");
