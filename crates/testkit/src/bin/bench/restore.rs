@@ -111,6 +111,7 @@ async fn firecrackers(driver: &FirecrackerDriver) -> ((Vec<f64>, Vec<f64>), (Vec
         ),
         put("/vsock", r#"{"guest_cid": 3, "uds_path": "vsock.sock"}"#),
         put("/entropy", "{}"),
+        put("/balloon", r#"{"amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true}"#),
         put("/actions", r#"{"action_type": "InstanceStart"}"#),
     ];
     let [state, memory] = ["state", "memory"].map(|name| snapshot.join(name).display().to_string());
