@@ -16,6 +16,7 @@ use jiff::Timestamp;
 
 use crate::op::Op;
 use crate::startup::Dirs;
+use crate::vm::warm::needs;
 
 /// The one distribution that can be built.
 const DEBIAN: &str = "debian";
@@ -37,6 +38,7 @@ pub(crate) struct Artifacts {
     kernels: Arc<KernelStore>,
     cache: PathBuf,
     agent: PathBuf,
+    templates: PathBuf,
     flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -50,6 +52,7 @@ impl Artifacts {
             kernels: Arc::new(KernelStore::new(dirs.state.kernels(), dirs.state.scratch())),
             cache: dirs.cache.clone(),
             agent,
+            templates: dirs.state.templates(),
             flights: Mutex::default(),
         }
     }
@@ -177,7 +180,8 @@ impl Artifacts {
     pub(crate) fn delete_image(&self, reference: &str) -> Result<Image> {
         let image = self.image(reference)?;
         let others = self.store.images()?.iter().any(|i| i.digest == image.digest && i.name != image.name);
-        let users = self.store.vms_with_image(&image.digest)?;
+        let mut users = self.store.vms_with_image(&image.digest)?;
+        users.extend(needs(&self.templates).into_iter().filter(|n| n.1 == image.digest).map(|n| n.0));
         if !others && !users.is_empty() {
             return Err(used("image", image.name.as_str(), &users));
         }
@@ -267,7 +271,8 @@ impl Artifacts {
     pub(crate) async fn delete_kernel(&self, op: &Op, reference: &str) -> Result<Kernel> {
         let kernel = self.kernel(reference)?;
         let _flight = self.flight(op, format!("kernel {}", kernel.name)).await?;
-        let users = self.store.vms_with_kernel(&kernel.name)?;
+        let mut users = self.store.vms_with_kernel(&kernel.name)?;
+        users.extend(needs(&self.templates).into_iter().filter(|n| n.2 == kernel.name).map(|n| n.0));
         if !users.is_empty() {
             return Err(used("kernel", kernel.name.as_str(), &users));
         }
@@ -277,11 +282,10 @@ impl Artifacts {
 
     /// Deletes image files that no name and no VM refers to.
     pub(crate) fn collect(&self) {
-        let unreferenced = self
-            .store
-            .referenced_digests()
-            .map_err(Error::from)
-            .and_then(|used| Ok(self.images.list_unreferenced(&used)?));
+        let unreferenced = self.store.referenced_digests().map_err(Error::from).and_then(|mut used| {
+            used.extend(needs(&self.templates).into_iter().map(|needed| needed.1));
+            Ok(self.images.list_unreferenced(&used)?)
+        });
         match unreferenced {
             Ok(digests) => {
                 for digest in digests {

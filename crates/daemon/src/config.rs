@@ -18,6 +18,7 @@ struct File {
     boot: BootSection,
     security: SecuritySection,
     images: BTreeMap<ImageName, ImageSection>,
+    warm: WarmSection,
     qemu: Option<PathBuf>,
     firecracker: Option<PathBuf>,
 }
@@ -51,6 +52,13 @@ struct SecuritySection {
 #[serde(deny_unknown_fields, default)]
 struct ImageSection {
     driver: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WarmSection {
+    enabled: Option<bool>,
+    budget: Option<String>,
 }
 
 /// Where an effective value came from.
@@ -107,6 +115,10 @@ pub(crate) struct Config {
     pub boot_timeout: Setting<Duration>,
     /// Layers of the cage without which nothing is started.
     pub require: Setting<Vec<Layer>>,
+    /// Whether new VMs go on from templates, and templates are made.
+    pub warm: Setting<bool>,
+    /// What templates that were made by themselves may take on the disk.
+    pub warm_budget: Setting<Bytes>,
     /// The QEMU binary; absent: `qemu-system-x86_64` on PATH.
     pub qemu: Setting<Option<PathBuf>>,
     /// The Firecracker binary; absent: `firecracker` on PATH.
@@ -191,6 +203,10 @@ impl Config {
                 image_drivers.insert(image, driver);
             }
         }
+        let warm = match env("BANGER_WARM").filter(|v| !v.is_empty()) {
+            Some(value) => Setting { value: switch(&value)?, origin: Origin::Environment },
+            None => setting("warm.enabled", file.warm.enabled, Ok, true)?,
+        };
         Ok(Self {
             file: found,
             vcpu: setting("vm_defaults.vcpu", defaults.vcpu, Ok, vcpu)?,
@@ -212,6 +228,8 @@ impl Config {
                 |layers| layers.iter().map(|layer| layer.parse()).collect(),
                 Vec::new(),
             )?,
+            warm,
+            warm_budget: setting("warm.budget", file.warm.budget, |s| s.parse(), Bytes(8 << 30))?,
             qemu: program("BANGER_QEMU", file.qemu),
             firecracker: program("BANGER_FIRECRACKER", file.firecracker),
             image_drivers,
@@ -223,6 +241,16 @@ impl Config {
     /// The driver of a new VM of this image, unless a flag says another.
     pub(crate) fn driver_of(&self, image: &ImageName) -> DriverChoice {
         self.image_drivers.get(image).copied().unwrap_or(self.driver.value)
+    }
+}
+
+/// The value of `BANGER_WARM`.
+fn switch(value: &std::ffi::OsStr) -> Result<bool> {
+    match value.to_str() {
+        Some("1" | "on" | "true" | "yes") => Ok(true),
+        Some("0" | "off" | "false" | "no") => Ok(false),
+        _ => Err(Error::invalid(format!("BANGER_WARM is '{}'", value.display()))
+            .with_hint("set it to 'on' or 'off'")),
     }
 }
 
@@ -276,6 +304,12 @@ mod tests {
         assert_eq!(strict.require.value, [Layer::Namespaces, Layer::Landlock]);
         let env = |key: &str| (key == "BANGER_QEMU").then(|| OsString::from("/env/q"));
         assert_eq!(Config::load(env, HOST).unwrap().qemu.origin, Origin::Environment);
+        let cold = load("[warm]\nenabled = false\nbudget = '1G'").unwrap();
+        assert_eq!((cold.warm.value, cold.warm_budget.value), (false, Bytes(1 << 30)));
+        let env = |value: &'static str| move |key: &str| (key == "BANGER_WARM").then(|| value.into());
+        let warm = Config::load(env("off"), HOST).unwrap().warm;
+        assert_eq!((warm.value, warm.origin), (false, Origin::Environment));
+        assert!(Config::load(env("perhaps"), HOST).unwrap_err().message.contains("BANGER_WARM"));
     }
 
     #[test]
@@ -297,6 +331,8 @@ mod tests {
             ("[security]\nrequire = ['moat']", "security.require"),
             ("[images.alpine]\ndriver = 'vbox'", "images.alpine.driver"),
             ("[images.alpine]\nsize = 1", "size"),
+            ("[warm]\nbudget = 'all'", "warm.budget"),
+            ("[warm]\nenabled = 'perhaps'", "enabled"),
             ("=", "TOML"),
         ] {
             let error = load(text).unwrap_err();

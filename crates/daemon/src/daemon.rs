@@ -88,6 +88,8 @@ impl Daemon {
         tokio::spawn(vms.clone().resume_stalled());
         tokio::spawn(vms.clone().watch_clock());
         tokio::spawn(vms.clone().reconcile_for_ever());
+        let templates = vms.clone();
+        tokio::spawn(async move { templates.drop_useless_templates().await });
         let workspaces = Workspaces::new(store, dirs.state.clone());
         let started = Instant::now();
         Ok(Arc::new(Self { dirs, config, agent, operations, vms, artifacts, workspaces, started, shutdown }))

@@ -204,6 +204,8 @@ fn defaults(config: &Config) -> Check {
         format!("boot timeout {} s ({})", config.boot_timeout.value.as_secs(), config.boot_timeout.origin),
         program("qemu", &config.qemu),
         program("firecracker", &config.firecracker),
+        format!("warm start {} ({})", if config.warm.value { "on" } else { "off" }, config.warm.origin),
+        line("template budget", &config.warm_budget),
     ];
     parts.extend(
         config.image_drivers.iter().map(|(image, driver)| format!("driver of '{image}' {driver} (config)")),

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use banger_model::{Error, ErrorCode, OpId, Result, Vm};
+use banger_model::{Error, ErrorCode, OpId, Result, Unfinished, Vm};
 use banger_protocol::api::{ErrorBody, Event, News, OperationView, VmNews};
 use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
@@ -141,11 +141,15 @@ impl Operations {
     }
 
     pub(crate) fn vm_changed(&self, vm: &Vm, op: Option<&OpId>) {
-        self.tell(News::Vm(vm_news(vm, op)));
+        if vm.unfinished != Some(Unfinished::Template) {
+            self.tell(News::Vm(vm_news(vm, op)));
+        }
     }
 
     pub(crate) fn vm_deleted(&self, vm: &Vm, op: Option<&OpId>) {
-        self.tell(News::VmDeleted(vm_news(vm, op)));
+        if vm.unfinished != Some(Unfinished::Template) {
+            self.tell(News::VmDeleted(vm_news(vm, op)));
+        }
     }
 
     fn tell(&self, news: News) {

@@ -44,7 +44,9 @@ impl Dirs {
         for dir in [state.path(), runtime.path()] {
             make_private(dir, uid)?;
         }
-        for dir in [state.vms(), state.images(), state.kernels(), state.scratch(), runtime.vms()] {
+        for dir in
+            [state.vms(), state.images(), state.kernels(), state.templates(), state.scratch(), runtime.vms()]
+        {
             make_private(&dir, uid)?;
         }
         let cache = match (env("XDG_CACHE_HOME"), env("HOME")) {

@@ -113,6 +113,11 @@ impl StateDir {
     pub fn kernels(&self) -> PathBuf {
         self.0.join("kernels")
     }
+    /// Snapshots that new VMs go on from.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        self.0.join("templates")
+    }
     /// Scratch space on the same file system as everything above; emptied at daemon start.
     #[must_use]
     pub fn scratch(&self) -> PathBuf {

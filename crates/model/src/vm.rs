@@ -39,6 +39,8 @@ words! {
         Creating = "creating",
         /// It is being deleted; there is no way back.
         Deleting = "deleting",
+        /// It is booted only to become a template; nobody sees it.
+        Template = "template",
     }
 }
 

@@ -55,6 +55,7 @@ pub struct Sandbox {
     via: Vec<String>,
     tools: Option<PathBuf>,
     small: bool,
+    warm: bool,
 }
 
 impl Sandbox {
@@ -74,7 +75,7 @@ impl Sandbox {
         fs::write(root.join("run-of"), test_run()).expect("a file");
         let scope = Scope { markers: Scope::of(&root).markers, dirs: Vec::new() };
         let before = scope.snapshot();
-        Self { root, bin: bin_dir(), scope, before, via: Vec::new(), tools: None, small: false }
+        Self { root, bin: bin_dir(), scope, before, via: Vec::new(), tools: None, small: false, warm: false }
     }
 
     /// One that has what the seed holds.
@@ -118,6 +119,14 @@ impl Sandbox {
     #[must_use]
     pub fn through(mut self, prefix: &[&str]) -> Self {
         self.via = prefix.iter().map(|w| (*w).to_owned()).collect();
+        self
+    }
+
+    /// Lets new VMs go on from templates. In the others every VM boots, and nothing is made in the background: they are
+    /// about what a boot does, or count processes.
+    #[must_use]
+    pub fn warm(mut self) -> Self {
+        self.warm = true;
         self
     }
 
@@ -195,6 +204,7 @@ impl Sandbox {
             ("XDG_CACHE_HOME", path("cache")),
             ("TMPDIR", path("tmp")),
             ("LANG", "C.UTF-8".to_owned()),
+            ("BANGER_WARM", if self.warm { "on" } else { "off" }.to_owned()),
         ]
         .map(|(k, v)| (k.to_owned(), v))
         .into_iter()

@@ -72,9 +72,12 @@ pub(crate) struct MachineArgs {
     /// Let the guest reach services on this host's loopback
     #[arg(long)]
     host_access: bool,
-    /// Boot the kernel even where a snapshot could be restored
+    /// Boot the kernel even where a template could be restored
     #[arg(long)]
     cold: bool,
+    /// Go on from a template that was saved; it says what image, kernel and size the VM has
+    #[arg(long, value_name = "NAME", conflicts_with = "cold")]
+    template: Option<VmName>,
 }
 
 impl MachineArgs {
@@ -94,6 +97,7 @@ impl MachineArgs {
             nat: self.nat,
             host_access: self.host_access,
             cold: self.cold,
+            template: self.template,
             ..CreateVm::default()
         }
     }

@@ -10,6 +10,7 @@ mod moments;
 mod operations;
 mod outgoing;
 mod respond;
+mod templates;
 mod vms;
 
 use std::sync::Arc;
@@ -63,6 +64,9 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .routes(routes!(operations::list))
         .routes(routes!(operations::show, operations::cancel))
         .routes(routes!(operations::events))
+        .routes(routes!(templates::list, templates::save))
+        .routes(routes!(templates::delete))
+        .routes(routes!(templates::prune))
         .routes(routes!(artifacts::list_images))
         .routes(routes!(artifacts::show_image, artifacts::delete_image))
         .routes(routes!(artifacts::build_image))

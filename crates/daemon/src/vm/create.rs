@@ -7,6 +7,7 @@ use banger_protocol::api::{CreateVm, PrepareRequest};
 use jiff::Timestamp;
 
 use super::Vms;
+use super::start::Origin;
 use crate::op::{Op, random_bytes};
 use crate::workspace::Workspaces;
 
@@ -28,6 +29,7 @@ impl Vms {
         workspaces: &Workspaces,
         request: CreateVm,
     ) -> Result<Vm> {
+        let (request, template) = self.with_saved_template(request)?;
         let shape = self.check(&request)?;
         // What can be refused is refused before anything is built or booted.
         if let Some(workspace) = &request.workspace {
@@ -41,10 +43,17 @@ impl Vms {
             op.notice(notice);
         }
         let kernel = request.kernel.clone().unwrap_or_else(|| self.config.kernel.value.clone());
-        let (image, kernel) = tokio::try_join!(
-            self.artifacts.ensure_image(op, &image),
-            self.artifacts.ensure_kernel(op, &kernel)
-        )?;
+        let ensure_image = async {
+            // A template's is the one it was booted from, whatever the name means now.
+            Ok(match &template {
+                Some(template) => (template.about.image.clone(), template.about.image_digest.clone()),
+                None => {
+                    let image = self.artifacts.ensure_image(op, &image).await?;
+                    (image.name, image.digest)
+                }
+            })
+        };
+        let (image, kernel) = tokio::try_join!(ensure_image, self.artifacts.ensure_kernel(op, &kernel))?;
         op.check()?;
         let vm = Vm {
             id: VmId::from_random(random_bytes()),
@@ -55,8 +64,8 @@ impl Vms {
             state: VmState::Created,
             driver: choice.driver,
             accel: Some(choice.accel),
-            image: image.name,
-            image_digest: image.digest,
+            image: image.0,
+            image_digest: image.1,
             kernel: kernel.name,
             shape,
             work_disk: request.work_disk,
@@ -67,7 +76,10 @@ impl Vms {
             host_access: request.host_access,
             ephemeral: request.rm,
             unfinished: Some(Unfinished::Creating),
-            workspace: None,
+            workspace: template
+                .as_ref()
+                .filter(|_| request.workspace.is_none())
+                .and_then(|t| t.about.workspace.clone()),
             created_at: Timestamp::now(),
             started_at: None,
             boot: None,
@@ -87,7 +99,20 @@ impl Vms {
             if request.no_start {
                 super::start::make_dir(&self.dirs.state.vm(&id))?;
             } else {
-                self.start_with(op, vm, &lock, workspaces, request.workspace.as_ref()).await?;
+                let start = async {
+                    match template {
+                        Some(template) => {
+                            if vm.workspace.is_some() {
+                                let to = self.dirs.state.vm(&id);
+                                super::start::make_dir(&to)?;
+                                super::capture::copy_workspace(template.dir(), &to)?;
+                            }
+                            self.start_from(op, vm, &lock, Origin::Template(template)).await
+                        }
+                        None => self.start_first(op, vm, &lock, request.cold).await,
+                    }
+                };
+                self.start_with(op, start, workspaces, request.workspace.as_ref()).await?;
             }
             let finish = async { self.change(op, &id, |vm| vm.unfinished = None) };
             self.step(op, &id, "finish", finish).await
@@ -105,12 +130,10 @@ impl Vms {
     async fn start_with(
         self: &Arc<Self>,
         op: &Op,
-        vm: Vm,
-        lock: &super::VmLock,
+        start: impl Future<Output = Result<Vm>>,
         workspaces: &Workspaces,
         workspace: Option<&PrepareRequest>,
     ) -> Result<()> {
-        let start = self.start_locked(op, vm, lock);
         let (vm, packed) = workspaces.capture_while(op, workspace, start).await?;
         let send = async {
             let Some(packed) = packed else { return Ok(()) };
@@ -147,6 +170,9 @@ impl Vms {
         if request.no_start && (request.rm || request.workspace.is_some()) {
             return Err(Error::invalid("--no-start goes neither with --rm nor with a repository")
                 .with_hint("start it later, then 'banger vm workspace prepare'"));
+        }
+        if request.no_start && request.cold {
+            return Err(Error::invalid("--cold says how a VM starts, and goes not with --no-start"));
         }
         self.fits(shape)?;
         if let Some(name) = &request.name

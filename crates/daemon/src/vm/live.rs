@@ -116,7 +116,8 @@ impl Live {
     }
 }
 
-/// Connects to the agent and exchanges hellos, however long that takes: the caller sets the limit.
+/// Connects to the agent and exchanges hellos, however long that takes: the caller sets the limit. A guest that was
+/// restored learns who it is.
 pub(crate) async fn greet(
     machine: &dyn Machine,
     identity: Option<Identity>,

@@ -17,6 +17,7 @@
 //! | `live` | machines that run: agent session, and what happens when one ends |
 //! | `reconcile` | what a new daemon makes of what an old one left |
 //! | `space` | machines that wait for space on the host's disk |
+//! | `warm` | templates: what new VMs go on from |
 //! | `snapshot` | a directory that a VM can go on from |
 //! | `handles` | what must be torn down although nobody remembers it |
 //!
@@ -39,6 +40,7 @@ mod space;
 mod start;
 mod stop;
 mod teardown;
+pub(crate) mod warm;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -46,8 +48,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use banger_model::{
-    Accel, DriverChoice, DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result, Vm, VmId,
-    VmState, VmView, resolve,
+    Accel, DriverChoice, DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result,
+    Unfinished, Vm, VmId, VmState, VmView, resolve,
 };
 use banger_store::Store;
 use banger_vmm::kvm::KvmStatus;
@@ -61,6 +63,7 @@ use crate::startup::Dirs;
 
 pub(crate) use live::Live;
 pub(crate) use stop::STOP_TIMEOUT;
+use warm::Shelf;
 
 /// How long a read waits for the record of a machine that has just ended.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -80,6 +83,7 @@ pub(crate) struct Vms {
     live: Mutex<HashMap<VmId, Arc<Live>>>,
     locks: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
     operations: Arc<Operations>,
+    shelf: Shelf,
     /// Something could not be torn down whole.
     unclean: tokio::sync::Notify,
     shutdown: tokio_util::sync::CancellationToken,
@@ -117,9 +121,11 @@ impl Vms {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { store, artifacts, dirs, config, host, drivers, companions, operations, shutdown } = parts;
         let (live, locks, unclean) = (Mutex::default(), Mutex::default(), tokio::sync::Notify::new());
+        let shelf = Shelf::new(dirs.state.templates(), config.warm_budget.value);
         Self {
             store,
             artifacts,
+            shelf,
             dirs,
             config,
             host,
@@ -138,8 +144,15 @@ impl Vms {
     /// # Errors
     /// `not_found`, `ambiguous`.
     pub(crate) fn find(&self, reference: &str) -> Result<Vm> {
-        let all = self.store.vms()?;
+        let all = self.visible()?;
         resolve("VM", "banger ps -a", reference, &all, |vm| (vm.id.as_str(), vm.name.as_str())).cloned()
+    }
+
+    /// The records but for those of templates that are being made.
+    fn visible(&self) -> Result<Vec<Vm>> {
+        let mut vms = self.store.vms()?;
+        vms.retain(|vm| vm.unfinished != Some(Unfinished::Template));
+        Ok(vms)
     }
 
     /// One VM as users see it.
@@ -157,8 +170,8 @@ impl Vms {
     /// # Errors
     /// When the database fails.
     pub(crate) async fn list(&self, all: bool) -> Result<Vec<VmView>> {
-        let vms = self.store.vms()?;
-        let vms = if self.settled(&vms).await { self.store.vms()? } else { vms };
+        let vms = self.visible()?;
+        let vms = if self.settled(&vms).await { self.visible()? } else { vms };
         let views = vms.into_iter().map(|vm| self.view(vm));
         Ok(views
             .filter(|vm| all || !matches!(vm.state, VmState::Created | VmState::Stopped | VmState::Error))
@@ -362,6 +375,8 @@ pub(crate) fn steps() -> Vec<(&'static str, Vec<String>)> {
         ("snapshot_delete", snapshots::delete_steps()),
         ("set", change::set_steps()),
         ("rebuild", change::rebuild_steps()),
+        ("template", warm::steps()),
+        ("template_save", warm::save_steps()),
     ]
 }
 

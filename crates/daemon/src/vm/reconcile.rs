@@ -32,6 +32,7 @@ impl Vms {
     /// Only when the database fails; what goes wrong with one VM is its own `last_error`.
     pub(crate) async fn reconcile(self: &Arc<Self>) -> Result<()> {
         remove_children(&self.dirs.state.scratch());
+        self.shelf.sweep();
         for vm in self.store.vms()? {
             let lock = self.lock_of(&vm.id).lock_owned().await;
             self.reconcile_one(vm, lock, true).await?;

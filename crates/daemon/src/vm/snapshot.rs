@@ -2,15 +2,16 @@
 //! says what VM it was. Templates, snapshots and forks are such directories. Must never be written to once it is whole:
 //! machines have parts of it mapped.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use banger_image::kernel::BootFiles;
 use banger_model::{
     Accel, Bytes, DriverKind, Error, ErrorCode, ImageName, KernelName, MachineShape, NetworkMode, Result,
-    Sha256, Vm, VmName, Workspace,
+    Sha256, Vm, VmId, VmName, Workspace,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ const ABOUT: &str = "vm.json";
 const SYSTEM: &str = "system.ext4";
 /// The work disk in the directory.
 const WORK: &str = "work.ext4";
-/// The driver's files, which a restored machine maps: [`Snapshot::link`].
+/// The driver's files, which a restored machine maps.
 const MACHINE: [&str; 3] = ["memory", "state", "snapshot.json"];
 /// No `vm.json` is anywhere near this long.
 const ABOUT_MAX: u64 = 256 << 10;
@@ -35,9 +36,9 @@ const FORMAT: u32 = 1;
 pub(crate) struct About {
     /// [`FORMAT`].
     format: u32,
-    /// Which VM it was.
-    pub(crate) id: banger_model::VmId,
-    /// What the VM was called.
+    /// The VM.
+    pub(crate) id: VmId,
+    /// What it was called.
     pub(crate) name: VmName,
     /// The image's name then.
     pub(crate) image: ImageName,
@@ -47,6 +48,8 @@ pub(crate) struct About {
     pub(crate) kernel: KernelName,
     /// The kernel with its modules (see [`BootFiles::identity`]): the guest has both in use.
     pub(crate) kernel_identity: String,
+    /// The agent that the guest booted with (its initramfs' name).
+    pub(crate) agent: String,
     /// Size.
     pub(crate) shape: MachineShape,
     /// Size of the work disk, if it had one.
@@ -65,6 +68,23 @@ pub(crate) struct About {
     pub(crate) workspace: Option<Workspace>,
     /// When.
     pub(crate) taken_at: Timestamp,
+    /// Length and time of change of each file, so that one that was cut or written to is noticed.
+    files: BTreeMap<String, Stamp>,
+}
+
+/// What a file was like when the directory was made whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    bytes: u64,
+    changed_ns: i128,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = std::fs::symlink_metadata(path)?;
+        let changed_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+        Ok(Self { bytes: meta.len(), changed_ns })
+    }
 }
 
 impl About {
@@ -78,6 +98,7 @@ impl About {
             image_digest: vm.image_digest.clone(),
             kernel: vm.kernel.clone(),
             kernel_identity: files.identity.clone(),
+            agent: agent_of(files),
             shape: vm.shape,
             work_disk: vm.work_disk,
             driver: vm.driver,
@@ -87,19 +108,62 @@ impl About {
             host_access: vm.host_access,
             workspace: vm.whole_workspace().cloned(),
             taken_at: Timestamp::now(),
+            files: BTreeMap::new(),
         }
+    }
+
+    /// What a template for new VMs of this kind is called, made by this version of the VMM: equal only where one can go
+    /// on from the other's memory.
+    pub(super) fn key(&self, vmm: &str) -> String {
+        use sha2::Digest as _;
+        let network = self.network != NetworkMode::None;
+        let MachineShape { vcpu, memory, disk } = self.shape;
+        let words = [
+            format!("{FORMAT} {}", env!("CARGO_PKG_VERSION")),
+            self.image_digest.to_string(),
+            self.kernel_identity.clone(),
+            self.agent.clone(),
+            format!("{} {vmm}", self.driver),
+            format!("{} {}", self.accel, self.cpu),
+            format!("{vcpu} {} {} {network}", memory.0, disk.0),
+        ];
+        let hash = sha2::Sha256::digest(words.join("\n"));
+        hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// This, with the boot files and the image that the names mean now.
+    pub(super) fn renewed(&self, files: &BootFiles, image_digest: Sha256) -> Self {
+        let (kernel_identity, agent) = (files.identity.clone(), agent_of(files));
+        Self { image_digest, kernel_identity, agent, cpu: host_cpu(), ..self.clone() }
+    }
+
+    /// Whether new VMs of the other kind would be told apart by nothing that their user says.
+    pub(super) fn asked_alike(&self, other: &Self) -> bool {
+        let asked = |about: &Self| {
+            let network = about.network != NetworkMode::None;
+            (about.image.clone(), about.kernel.clone(), about.shape, about.driver, about.accel, network)
+        };
+        asked(self) == asked(other)
     }
 
     /// Makes the directory whole. Everything else in it is there by now.
     ///
     /// # Errors
     /// `unavailable` when it cannot be written.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(mut self, dir: &Path) -> Result<()> {
         let path = dir.join(ABOUT);
-        let text = serde_json::to_vec_pretty(self).map_err(|e| failed("write", &path, &e.into()))?;
+        for name in MACHINE.into_iter().chain([SYSTEM, WORK]) {
+            match Stamp::of(&dir.join(name)) {
+                Ok(stamp) => drop(self.files.insert(name.to_owned(), stamp)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed("look at", &dir.join(name), &e)),
+            }
+        }
+        let text = serde_json::to_vec_pretty(&self).map_err(|e| failed("write", &path, &e.into()))?;
         let mut options = OpenOptions::new();
         let made = options.write(true).create_new(true).mode(0o600).open(&path);
-        made.and_then(|mut file| file.write_all(&text)).map_err(|e| failed("write", &path, &e))
+        let written = made.and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+        written.map_err(|e| failed("write", &path, &e))
     }
 
     /// Why a VM with these boot files cannot go on from here; the driver has reasons of its own.
@@ -172,32 +236,70 @@ impl Snapshot {
     /// # Errors
     /// `unsupported`, and why.
     pub(crate) fn check(&self, vm: &Vm, files: &BootFiles) -> Result<()> {
-        match self.about.differs(vm, files) {
+        match self.damage().or_else(|| self.about.differs(vm, files)) {
             None => Ok(()),
             Some(why) => Err(Error::new(
                 ErrorCode::Unsupported,
-                format!("the memory in {} cannot be gone on with: {why}", self.dir.display()),
+                format!("what is in {} cannot be gone on with: {why}", self.dir.display()),
             )),
         }
     }
 
-    /// Makes `to` with hard links to what a machine maps, so that it keeps it when this directory goes. Blocks.
+    /// What has happened to a file since the directory was made whole.
+    fn damage(&self) -> Option<String> {
+        self.about.files.iter().find_map(|(name, then)| match Stamp::of(&self.dir.join(name)) {
+            Ok(now) if now == *then => None,
+            Ok(now) if now.bytes != then.bytes => {
+                Some(format!("'{name}' has {} bytes and had {}", now.bytes, then.bytes))
+            }
+            Ok(_) => Some(format!("'{name}' was written to")),
+            Err(error) => Some(format!("'{name}': {error}")),
+        })
+    }
+
+    /// The same in a directory of hard links, so that whoever goes on from it keeps it when this one goes. Blocks.
     ///
     /// # Errors
     /// `unavailable`, with what could not be linked.
-    pub(crate) fn link(&self, to: &Path) -> Result<()> {
+    pub(crate) fn link(&self, to: &Path) -> Result<Self> {
         super::start::make_dir(to)?;
-        for name in MACHINE {
+        for name in self.about.files.keys() {
             let target = to.join(name);
             match std::fs::hard_link(self.dir.join(name), &target) {
-                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(failed("link", &target, &e));
                 }
                 _ => {}
             }
         }
+        Ok(Self { dir: to.to_owned(), about: self.about.clone() })
+    }
+
+    /// Writes the files of a directory that is being made through to the disk: a power cut must not leave one that
+    /// looks whole and is not. Blocks.
+    ///
+    /// # Errors
+    /// `unavailable` when the disk does not take it.
+    pub(crate) fn flush(dir: &Path) -> Result<()> {
+        for name in MACHINE.into_iter().chain([SYSTEM, WORK]) {
+            let path = dir.join(name);
+            match File::open(&path).and_then(|file| file.sync_all()) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("flush", &path, &e)),
+                _ => {}
+            }
+        }
         Ok(())
     }
+
+    /// What the directory takes on the disk, bytes.
+    pub(crate) fn size(&self) -> u64 {
+        let blocks = |name| std::fs::symlink_metadata(self.dir.join(name)).map_or(0, |meta| meta.blocks());
+        self.about.files.keys().map(blocks).sum::<u64>().saturating_mul(512)
+    }
+}
+
+fn agent_of(files: &BootFiles) -> String {
+    files.initramfs.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// What the host's processor is and can do, as one line.

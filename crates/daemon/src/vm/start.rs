@@ -21,6 +21,7 @@ use super::reconcile::directory_gone;
 use super::snapshot::Snapshot;
 use super::teardown;
 use super::{VmLock, Vms};
+use crate::artifacts::blocking;
 use crate::op::Op;
 
 mod launch;
@@ -34,31 +35,58 @@ pub(super) enum Origin {
     /// The kernel's first instruction.
     #[default]
     Boot,
+    /// The same, on the disks of another VM.
+    BootFrom(Snapshot),
     /// Where another VM was.
     Restore(Snapshot),
     /// Where this one was some time ago: the disks of then are there already.
     Back(Snapshot),
+    /// Where a template is, and if that cannot be, from the kernel's first instruction.
+    Template(Snapshot),
 }
 
 impl Origin {
+    /// What memory it begins with.
     fn snapshot(&self) -> Option<&Snapshot> {
         match self {
-            Self::Boot => None,
-            Self::Restore(snapshot) | Self::Back(snapshot) => Some(snapshot),
+            Self::Boot | Self::BootFrom(_) => None,
+            Self::Restore(snapshot) | Self::Back(snapshot) | Self::Template(snapshot) => Some(snapshot),
         }
     }
 
     /// Whose disks are to be copied.
     fn disks(&self) -> Option<&Snapshot> {
         match self {
-            Self::Restore(snapshot) => Some(snapshot),
             Self::Boot | Self::Back(_) => None,
+            Self::BootFrom(snapshot) | Self::Restore(snapshot) | Self::Template(snapshot) => Some(snapshot),
         }
+    }
+
+    /// The same from hard links, which stay when the snapshot goes.
+    fn link(self, to: &std::path::Path) -> Result<Self> {
+        Ok(match self {
+            Self::Boot => Self::Boot,
+            Self::BootFrom(snapshot) => Self::BootFrom(snapshot.link(to)?),
+            Self::Restore(snapshot) => Self::Restore(snapshot.link(to)?),
+            Self::Back(snapshot) => Self::Back(snapshot.link(to)?),
+            Self::Template(snapshot) => Self::Template(snapshot.link(to)?),
+        })
     }
 }
 
+/// What a machine is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Its user.
+    Run,
+    /// Getting files out: only the agent is started, and the record is not touched. See [`rescue`].
+    Rescue,
+    /// Becoming a template: nobody's data is ever in it, and it reaches no network.
+    Template,
+}
+
 /// What the steps of one start share.
-struct Start<'a> {
+pub(super) struct Start<'a> {
     op: &'a Op,
     vm: Vm,
     began: Instant,
@@ -71,8 +99,7 @@ struct Start<'a> {
     agent: Option<(Session, AgentHello)>,
     boot: Option<Boot>,
     origin: Origin,
-    /// Only the agent is started, and the record is not touched: see [`rescue`].
-    rescue: bool,
+    purpose: Purpose,
 }
 
 type Run = for<'a> fn(&'a Arc<Vms>, &'a mut Start<'_>) -> BoxFuture<'a, Result<()>>;
@@ -148,6 +175,17 @@ pub(super) fn step_names() -> Vec<String> {
     teardown::steps().into_iter().chain(own).collect()
 }
 
+/// Whether a step is one of a start for this purpose, which goes on from a snapshot or does not.
+fn has(purpose: Purpose, restored: bool, step: &Step) -> bool {
+    // The memory of a guest that goes on has all that an agent was ever told.
+    let tells = matches!(step.work, Work::ConfigureGuest(_)) || step.name.name == "workspace_readonly";
+    match purpose {
+        Purpose::Run => !tells || !restored,
+        Purpose::Rescue => rescue::has(step),
+        Purpose::Template => !tells && !matches!(step.name.name, "starting" | "running"),
+    }
+}
+
 /// The steps of every start.
 fn steps() -> Vec<Step> {
     let capabilities = || capability::ALL.iter().enumerate();
@@ -183,6 +221,10 @@ impl Vms {
             op.notice(format!("VM '{}' is running already", vm.name));
             return Ok(vm);
         }
+        let never_ran = vm.started_at.is_none() && !disk::system(&self.dirs.state.vm(&id), &vm).exists();
+        if never_ran {
+            return self.start_first(op, vm, &lock, false).await;
+        }
         self.start_locked(op, vm, &lock).await
     }
 
@@ -204,8 +246,15 @@ impl Vms {
         // Whatever an earlier run left (a VMM whose end nobody saw) goes first.
         op.about(&vm.name);
         self.tear_down(op, &id).await?;
-        let mut start = Start::new(op, vm, origin);
-        let outcome = self.run_steps(&mut start).await;
+        let mut start = Start::new(op, vm, origin.clone(), Purpose::Run);
+        let mut outcome = self.run_steps(&mut start).await;
+        if let (Err(error), Origin::Template(template)) = (&outcome, origin)
+            && error.code != ErrorCode::Cancelled
+        {
+            let instead = self.without_template(op, template, error);
+            start = Start::new(op, start.vm, instead, Purpose::Run);
+            outcome = self.run_steps(&mut start).await;
+        }
         let Err(error) = outcome else {
             return self.store.vm(&id)?.ok_or_else(|| Error::internal("a started VM has no record"));
         };
@@ -225,9 +274,9 @@ impl Vms {
         Err(error)
     }
 
-    async fn run_steps(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
+    pub(super) async fn run_steps(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let mut steps = steps();
-        steps.retain(|step| !start.rescue || rescue::has(step));
+        steps.retain(|step| has(start.purpose, start.origin.snapshot().is_some(), step));
         for (index, Step { name: StepName { name, message }, work }) in steps.iter().enumerate() {
             start.op.stage(name, format!("{message} ({})", start.vm.name), None);
             let began = Instant::now();
@@ -306,6 +355,10 @@ impl Vms {
         }
         self.artifacts.image_file(&vm.image_digest)?;
         let files = self.artifacts.boot_files(&vm.kernel).await?;
+        if start.origin.disks().is_some() {
+            let origin = std::mem::take(&mut start.origin);
+            start.origin = blocking(move || origin.link(&dir.join(RESTORED))).await?;
+        }
         if let Some(snapshot) = start.origin.snapshot() {
             snapshot.check(vm, &files)?;
         }
@@ -369,7 +422,7 @@ impl Vms {
 }
 
 impl<'a> Start<'a> {
-    fn new(op: &'a Op, vm: Vm, origin: Origin) -> Self {
+    pub(super) fn new(op: &'a Op, vm: Vm, origin: Origin, purpose: Purpose) -> Self {
         Self {
             op,
             vm,
@@ -382,8 +435,13 @@ impl<'a> Start<'a> {
             agent: None,
             boot: None,
             origin,
-            rescue: false,
+            purpose,
         }
+    }
+
+    /// The machine, the session with its agent and what it was booted from, once the steps have run.
+    pub(super) fn take(&mut self) -> Option<(Arc<dyn Machine>, Session, BootFiles)> {
+        Some((self.machine.take()?, self.agent.take()?.0, self.files.take()?))
     }
 
     /// A capability's hooks, and what they may use.
@@ -393,8 +451,8 @@ impl<'a> Start<'a> {
         index: usize,
     ) -> Option<(&'s mut Box<dyn Hooks>, Context<'s>)> {
         let hooks = self.plugged.get_mut(index)?;
-        let (vm, handles, snapshot) = (&self.vm, &mut self.handles, self.origin.disks());
-        Some((hooks, Context { vms, vm, handles, snapshot }))
+        let Self { vm, handles, purpose, .. } = self;
+        Some((hooks, Context { vms, vm, handles, disks: self.origin.disks(), purpose: *purpose }))
     }
 }
 

@@ -217,7 +217,13 @@ impl Vms {
     async fn mark_deleting(self: &Arc<Self>, op: &Op, id: &VmId) -> Result<()> {
         // A full disk cannot even take this note; the delete goes on, for it is what makes room.
         let mark = async {
-            if let Err(full) = self.change(op, id, |vm| vm.unfinished = Some(Unfinished::Deleting)) {
+            let marked = self.change(op, id, |vm| {
+                // One that nobody ever saw stays out of sight, and goes as well.
+                if vm.unfinished != Some(Unfinished::Template) {
+                    vm.unfinished = Some(Unfinished::Deleting);
+                }
+            });
+            if let Err(full) = marked {
                 tracing::warn!(vm_id = %id, error = %full, "a delete begins without a note of it");
             }
             Ok(())

@@ -8,6 +8,7 @@
 mod artifact;
 mod daemon;
 mod operation;
+mod template;
 mod vm;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use crate::ProtocolVersion;
 pub use artifact::{AvailableKernel, BuildImage, ImportImage, ImportKernel, PullKernel};
 pub use daemon::{Check, CheckStatus, DaemonStatus};
 pub use operation::{DETACH, News, OperationState, OperationView, PREFER, VmNews};
+pub use template::{PruneTemplates, PrunedTemplates, SaveTemplate, TemplateView};
 pub use vm::{
     AppliedCommit, AppliedFile, ApplyRequest, ApplySummary, ChangeKind, CreateSnapshot, CreateVm, CreatedVm,
     ExecRequest, ExportRequest, ExportSummary, FileChange, ForkVm, ForkedVm, KillVm, Outcome, PreparePlan,

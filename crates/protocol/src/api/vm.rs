@@ -48,6 +48,8 @@ pub struct CreateVm {
     pub workspace: Option<PrepareRequest>,
     /// Never restore a template.
     pub cold: bool,
+    /// Restore this template, which somebody saved; it says what image, kernel and size the VM has.
+    pub template: Option<VmName>,
 }
 
 /// The result of [`CreateVm`] and of a start.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use banger_testkit::repo::Repo;
-use banger_testkit::{Output, Run, Sandbox, Vm, bare, truth};
+use banger_testkit::{Output, Run, Sandbox, Vm, bare, truth, wait};
 
 use crate::{Cell, Found};
 
@@ -129,6 +129,7 @@ impl Bench {
             "create" if state != "absent" => self.must(&["vm", "delete", "-f", NAME], wrong),
             "create" => {}
             _ if operation.starts_with("image") => {}
+            "template" => self.must(&["vm", "template", "prune"], wrong),
             "start" | "set" | "rebuild" => {
                 if state == "absent" {
                     self.must(&[CREATE, &["--no-start"]].concat(), wrong);
@@ -181,11 +182,26 @@ impl Bench {
             "snapshot_create" => vec!["vm", "snapshot", "create", NAME, &moment],
             "snapshot_restore" => vec!["vm", "snapshot", "restore", NAME, KEPT_SNAPSHOT],
             "snapshot_delete" => vec!["vm", "snapshot", "delete", NAME, "doomed"],
+            "template" => {
+                vec!["vm", "run", "--rm", "--image", "bare", "--vcpu", "1", "--network", "none", "--", "true"]
+            }
+            "template_save" => vec!["vm", "template", "save", NAME, &moment],
             "prepare" => vec!["vm", "workspace", "prepare", NAME, &repo, "--guest-path", &guest],
             "image_build" => vec!["image", "build", "debian", "--minimal", "--name", &image],
             other => panic!("there is no cell for the operation '{other}' yet: say here how it is asked for"),
         };
-        self.banger(&words).env("BANGER_FAULT", cell.to_string()).go()
+        let before = self.log().len();
+        let run = self.banger(&words).env("BANGER_FAULT", cell.to_string());
+        if cell.operation != "template" {
+            return run.go();
+        }
+        // It is made in the background, and this is over when the fault has struck and it was unwound.
+        let out = run.env("BANGER_WARM", "on").go();
+        wait::must("a template is made or not", Duration::from_secs(120), || {
+            let struck = self.log().get(before..).unwrap_or_default().contains("asked for");
+            struck && self.banger(&["operation", "list", "--json"]).go().text().trim() == "[]"
+        });
+        out
     }
 
     fn log(&self) -> String {
@@ -202,6 +218,9 @@ impl Bench {
             }
             self.must(&["image", "delete", &image], wrong);
             return;
+        }
+        if cell.operation.starts_with("template") {
+            self.must(&["vm", "template", "prune", "--all"], wrong);
         }
         let (id, state) = self.look();
         if state == "absent" {
@@ -278,12 +297,13 @@ impl Bench {
     }
 }
 
-/// A rebuild is done when its record is; what it could not clear away the next start does. A fork is done when its
+/// A template that comes to nothing is in nobody's way. A rebuild is done when its record is; what it could not clear away the next start does. A fork is done when its
 /// children run. A restore whose memory cannot be gone on with boots from the disks.
 fn is_told_as_a_notice(cell: &Cell) -> bool {
     match cell.operation.as_str() {
         "rebuild" => cell.step == "old_disk",
         "fork" => cell.step == "sweep",
+        "template" => true,
         "snapshot_restore" => ["system_disk", "launch", "boot", "running"].contains(&cell.step.as_str()),
         _ => false,
     }

@@ -67,6 +67,8 @@ fn has_machine(operation: &str, step: &str) -> bool {
         "restart" => &["stopping", "power_off", "launch", "boot", "guest_network", "running"],
         "kill" => &["signal"],
         "delete" => &["deleting", "processes"],
+        "template" => &["launch", "boot", "settle", "snapshot"],
+        "template_save" => return step != "publish",
         "prepare" | "pause" | "resume" | "snapshot_create" => return true,
         "fork" => return step != "system_disk",
         "snapshot_restore" => &["copies", "launch", "boot", "running"],

@@ -18,6 +18,7 @@ pub(crate) mod show;
 pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stop;
+mod template;
 mod timings;
 mod workspace;
 
@@ -50,6 +51,9 @@ pub(crate) enum VmCommand {
     Exec(exec::Args),
     Shell(shell::Args),
     Logs(logs::Args),
+    /// What new VMs go on from, instead of booting
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Copy a repository in, take its change out
     #[command(subcommand)]
     Workspace(workspace::WorkspaceCommand),
@@ -77,6 +81,7 @@ impl VmCommand {
             Self::List(args) => list::run(args, context).await,
             Self::Show(args) => show::run(args, context).await,
             Self::Logs(args) => logs::run(args, context).await,
+            Self::Template(command) => command.run(context).await,
             Self::Workspace(command) => command.run(context).await,
         }
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use banger_channel::Session;
 use banger_model::{Error, Result, Vm};
+use banger_protocol::agent::Identity;
 use banger_protocol::api::Check;
 use banger_vmm::MachineSpec;
 use futures_util::future::BoxFuture;
@@ -16,6 +17,7 @@ use futures_util::future::BoxFuture;
 use super::Vms;
 use super::handles::Handles;
 use super::snapshot::Snapshot;
+use super::start::Purpose;
 
 pub(super) use work_disk::has_homes;
 
@@ -70,8 +72,10 @@ pub(super) struct Context<'a> {
     pub(super) vm: &'a Vm,
     /// What will have to be torn down; the caller writes it to disk after the hook.
     pub(super) handles: &'a mut Handles,
-    /// Whose disks it is to have, if it does not boot.
-    pub(super) snapshot: Option<&'a Snapshot>,
+    /// Whose disks it begins with, if not with empty ones.
+    pub(super) disks: Option<&'a Snapshot>,
+    /// What it is started for.
+    pub(super) purpose: Purpose,
 }
 
 /// One ability during one start. A hook that has nothing to do for this VM does nothing.
@@ -91,6 +95,9 @@ pub(super) trait Hooks: Send + Sync {
 
     /// Adds its devices to the machine.
     fn contribute_to_machine(&mut self, vm: &Vm, spec: &mut MachineSpec) -> Result<(), Error>;
+
+    /// Adds what a guest that goes on from a snapshot has to be told before it does.
+    fn identify(&self, _identity: &mut Identity) {}
 
     /// Tells the guest, once its agent has answered.
     fn configure_guest<'a>(&'a mut self, _agent: &'a Session) -> BoxFuture<'a, Result<()>> {

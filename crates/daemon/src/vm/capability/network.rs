@@ -1,12 +1,14 @@
 //! The network: passt and its guard on the host, a device in the machine, addresses in the guest.
 //! Must never keep its end of the backend's socket: the network ends when the VMM does.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use banger_channel::Session;
-use banger_model::{NetworkMode, Result, Vm};
-use banger_network::{UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
-use banger_protocol::agent::{NetworkConfig, Request};
+use banger_model::{Error, NetworkMode, Result, Vm};
+use banger_network::{GuestAddresses, UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
+use banger_protocol::agent::{Identity, NetworkConfig, Request};
 use banger_protocol::api::Check;
 use banger_vmm::{Cage, MachineSpec, NetDevice};
 use futures_util::future::BoxFuture;
@@ -14,7 +16,7 @@ use futures_util::future::BoxFuture;
 use super::{Capability, Context, Hooks, StepName};
 use crate::doctor;
 use crate::vm::handles::Handles;
-use crate::vm::start::no_bridge;
+use crate::vm::start::{Purpose, no_bridge};
 use crate::vm::teardown::end_all;
 
 pub(super) const CAPABILITY: Capability = Capability {
@@ -31,8 +33,10 @@ pub(super) const CAPABILITY: Capability = Capability {
 #[derive(Default)]
 struct Network {
     programs: Option<Programs>,
-    handle: Option<UserNetworkHandle>,
+    device: Option<NetDevice>,
     config: Option<NetworkConfig>,
+    /// The other end of a template's device: nobody reads there, but while it is open the guest has a link.
+    nobody: Option<OwnedFd>,
 }
 
 struct Programs {
@@ -46,6 +50,7 @@ impl Hooks for Network {
             match cx.vm.network {
                 NetworkMode::None => {}
                 NetworkMode::Bridge => return Err(no_bridge()),
+                NetworkMode::User if cx.purpose == Purpose::Template => {}
                 NetworkMode::User => {
                     let passt = passt::locate(std::env::var_os("PATH").as_deref())?;
                     let guard = guard::locate(&cx.vms.companions)?;
@@ -58,6 +63,13 @@ impl Hooks for Network {
 
     fn prepare_host<'a>(&'a mut self, cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            if cx.purpose == Purpose::Template && cx.vm.network == NetworkMode::User {
+                let (device, nobody) = UnixStream::pair()
+                    .map_err(|e| Error::internal(format!("no socket for a network device: {e}")))?;
+                let mac = GuestAddresses::of(&cx.vm.id).config().mac;
+                self.device = Some(NetDevice { mac, backend: device.into() });
+                self.nobody = Some(nobody.into());
+            }
             let Some(Programs { passt, guard }) = &self.programs else { return Ok(()) };
             let network = UserNetwork::start(UserNetworkSpec {
                 vm_id: cx.vm.id.clone(),
@@ -70,16 +82,20 @@ impl Hooks for Network {
             .await?;
             cx.handles.network.clone_from(&network.processes);
             cx.handles.network_security.clone_from(&network.security);
-            self.config = Some(network.config.clone());
-            self.handle = Some(network);
+            let UserNetworkHandle { backend, config, .. } = network;
+            self.device = Some(NetDevice { mac: config.mac.clone(), backend });
+            self.config = Some(config);
             Ok(())
         })
     }
 
     fn contribute_to_machine(&mut self, _vm: &Vm, spec: &mut MachineSpec) -> Result<()> {
-        spec.network =
-            self.handle.take().map(|n| NetDevice { mac: n.config.mac.clone(), backend: n.backend });
+        spec.network = self.device.take();
         Ok(())
+    }
+
+    fn identify(&self, identity: &mut Identity) {
+        identity.network.clone_from(&self.config);
     }
 
     fn configure_guest<'a>(&'a mut self, agent: &'a Session) -> BoxFuture<'a, Result<()>> {

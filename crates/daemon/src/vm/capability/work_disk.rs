@@ -39,7 +39,7 @@ impl Hooks for WorkDisk {
             let Some(size) = cx.vm.work_disk else { return Ok(()) };
             let path = disk::work(&cx.vms.dirs.state.vm(&cx.vm.id), cx.vm);
             self.path = Some(path.clone());
-            if let Some(snapshot) = cx.snapshot {
+            if let Some(snapshot) = cx.disks {
                 return self.making.copy(Snapshot::work_disk(snapshot.dir()), path).await;
             }
             if !path.exists() {

@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use banger_model::{Accel, Boot, BootKind, Error, Result, RootFsType};
 use banger_protocol::agent::Identity;
+use banger_vmm::process::ProcessId;
 use banger_vmm::{Disk, DiskRole, ExitInfo, MachineSpec};
 
 use super::super::capability;
 use super::super::disk;
 use super::super::handles::Handles;
 use super::super::live::{boot_failed, console_of, greet, mark_boot};
-use super::{Start, Vms, make_dir, rescue};
-use crate::artifacts::blocking;
+use super::{Purpose, Start, Vms, make_dir, rescue};
 use crate::op::random_bytes;
 
 /// How long a restored guest's agent may take to answer: it did before.
 const REANSWER: Duration = Duration::from_secs(15);
+/// How many times longer a template's guest may take to boot than anybody else's.
+const PATIENCE: u32 = 5;
 /// Where a restored machine's memory is, below the VM's directory: hard links that nobody else removes.
 pub(in crate::vm) const RESTORED: &str = "restored";
 
@@ -57,25 +59,23 @@ impl Vms {
             runtime_dir: self.dirs.runtime.vm(&vm.id),
             log_dir,
             verbose_console,
-            rescue: start.rescue,
+            rescue: start.purpose == Purpose::Rescue,
             paused: false,
         };
         for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
-            if start.rescue && !capability.in_rescue {
+            if start.purpose == Purpose::Rescue && !capability.in_rescue {
                 continue;
             }
             hooks.contribute_to_machine(vm, &mut spec)?;
         }
         let driver = self.driver(vm.driver)?;
-        let machine = match start.origin.snapshot().cloned() {
+        let machine = match start.origin.snapshot() {
             None => driver.launch(spec).await?,
-            Some(snapshot) => {
-                let links = dir.join(RESTORED);
-                let linked = links.clone();
-                blocking(move || snapshot.link(&linked)).await?;
-                driver.restore(spec, &links).await?
-            }
+            Some(snapshot) => driver.restore(spec, snapshot.dir()).await?,
         };
+        if start.purpose == Purpose::Template {
+            stand_back(&machine.handle().process);
+        }
         start.handles.machine = Some(machine.handle().clone());
         start.machine = Some(machine);
         self.save_handles(start)
@@ -86,7 +86,9 @@ impl Vms {
     /// before their first instruction (FACTS). One that ends by itself is not tried again.
     pub(super) async fn await_agent(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let restored = start.origin.snapshot().is_some();
-        let patience = self.config.boot_timeout.value;
+        // A template's guest gets what others leave.
+        let times = if start.purpose == Purpose::Template { PATIENCE } else { 1 };
+        let patience = self.config.boot_timeout.value * times;
         let limit = if restored { REANSWER.min(patience) } else { patience };
         let answered = self.answered(start, limit).await?;
         if !answered && restored {
@@ -108,7 +110,7 @@ impl Vms {
             start.handles = Handles::default();
             self.make_runtime_dir(start).await?;
             for (index, capability) in capability::ALL.iter().enumerate() {
-                if !start.rescue || capability.in_rescue {
+                if start.purpose != Purpose::Rescue || capability.in_rescue {
                     self.prepare_host(start, index).await?;
                 }
             }
@@ -164,7 +166,7 @@ impl Vms {
     /// Where the machine's logs go; a rescue leaves those of the boot that failed alone.
     pub(super) fn log_dir(&self, start: &Start<'_>) -> PathBuf {
         let dir = self.dirs.state.vm(&start.vm.id);
-        if start.rescue { dir.join(rescue::DIR) } else { dir }
+        if start.purpose == Purpose::Rescue { dir.join(rescue::DIR) } else { dir }
     }
 }
 
@@ -173,12 +175,29 @@ impl Start<'_> {
     fn identity(&self) -> Option<Identity> {
         let snapshot = self.origin.snapshot()?;
         let fresh = || random_bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
-        let network = (self.vm.network == banger_model::NetworkMode::User)
-            .then(|| banger_network::GuestAddresses::of(&self.vm.id).config());
-        Some(Identity {
+        let mut identity = Identity {
             hostname: self.vm.name.to_string(),
             machine_id: (snapshot.about.id != self.vm.id).then(fresh),
-            network,
-        })
+            network: None,
+        };
+        for hooks in &self.plugged {
+            hooks.identify(&mut identity);
+        }
+        Some(identity)
+    }
+}
+
+/// Lets everybody else go first: each thread there is, and so each that they begin, in the group that the kernel's
+/// scheduler has made of its session. But only so far that it gets somewhere on a busy host, too.
+fn stand_back(vmm: &ProcessId) {
+    const LATER: i32 = 3;
+    let root = PathBuf::from(format!("/proc/{}", vmm.pid));
+    // Absent where the kernel makes no such groups.
+    let _ = std::fs::write(root.join("autogroup"), LATER.to_string());
+    let tasks = std::fs::read_dir(root.join("task")).into_iter().flatten().flatten();
+    for task in tasks.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        if let Some(task) = rustix::process::Pid::from_raw(task) {
+            let _ = rustix::process::setpriority_process(Some(task), LATER);
+        }
     }
 }

@@ -15,7 +15,7 @@ use super::super::capability;
 use super::super::disk;
 use super::super::live::Live;
 use super::super::teardown::remove_tree;
-use super::{Origin, Start, Step, Vms, Work};
+use super::{Origin, Purpose, Start, Step, Vms, Work};
 use crate::op::Op;
 
 /// Where its logs go, below the VM's directory.
@@ -106,8 +106,7 @@ impl Vms {
         op.stage("rescue", format!("booting the agent alone on the disks of VM '{}'", vm.name), None);
         tracing::info!(vm = %vm.name, "rescue: booting the agent alone");
         self.tear_down(op, &vm.id).await?;
-        let mut start = Start::new(op, vm.clone(), Origin::Boot);
-        start.rescue = true;
+        let mut start = Start::new(op, vm.clone(), Origin::Boot, Purpose::Rescue);
         self.run_steps(&mut start).await?;
         let done = match (start.machine.take(), start.agent.take()) {
             (Some(machine), Some((agent, _))) => {

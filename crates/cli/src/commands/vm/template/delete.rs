@@ -1,0 +1,35 @@
+//! `banger vm template delete`
+
+use banger_protocol::api::TemplateView;
+use clap::builder::NonEmptyStringValueParser;
+use hyper::Method;
+
+use crate::client::path;
+use crate::context::Context;
+use crate::error::Result;
+use crate::many;
+
+/// Delete templates; VMs that went on from them do not notice
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The templates: ids, names, or unique beginnings of either
+    #[arg(value_name = "TEMPLATE", required = true, value_parser = NonEmptyStringValueParser::new())]
+    templates: Vec<String>,
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
+    let client = context.client()?;
+    let several = args.templates.len() > 1;
+    let results = many::each(&client, &args.templates, |client, template| {
+        let mut progress = context.board.track(several.then_some(&*template));
+        async move {
+            let url = path("templates", &template, "");
+            client.change::<(), TemplateView>(Method::DELETE, &url, None, &mut progress).await
+        }
+    })
+    .await?;
+    many::finish(context, &args.templates, results, |template| {
+        context.output.notice(&format!("template '{}' is deleted", template.id));
+        Ok(())
+    })
+}
