@@ -143,6 +143,7 @@ fn json_of_a_vm_has_every_field_and_progress_never_reaches_stdout() {
         "started_at",
         "boot",
         "last_error",
+        "parent",
     ];
     let sandbox = Sandbox::bare();
     let args = [

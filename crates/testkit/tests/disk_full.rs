@@ -81,6 +81,19 @@ fn a_vm_is_made_whole_or_not_at_all() {
     // Then there is space, and all is well.
     vm.verb("start", &[]).ok().done();
     vm.exec(["true"]).go().ok().done();
+
+    // Given a guest with more in its memory than there is space, which is enough for a VM: it is not copied by halves.
+    let fill = "dd if=/dev/urandom of=/dev/shm/0 bs=1M count=16; for i in $(seq 16); do cp /dev/shm/0 /dev/shm/$i; done";
+    vm.sh(fill).go().ok().done();
+    let full = Filler::leaving(&sandbox, 270 << 20);
+    for words in [&["fork", "small", "--name", "child"][..], &["snapshot", "create", "small", "moment"]] {
+        says_so(sandbox.banger(["vm"]).args(words).arg("--json").within(Duration::from_secs(60)).go());
+        assert_eq!(sandbox.vm_names(), ["small"]);
+        let left = tree::walk(&sandbox.state()).into_iter().filter(|e| e.path.ends_with("memory"));
+        assert_eq!(left.map(|e| e.path).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+        vm.exec(["true"]).go().ok().done();
+    }
+    drop(full);
     vm.delete();
     sandbox.no_vm_is_left();
 }
