@@ -41,7 +41,7 @@ fn banger(sandbox: &Sandbox, words: &[&str]) -> Output {
     sandbox.banger(["vm"]).args(words).within(Duration::from_secs(120)).go()
 }
 
-fn refused(out: Output, code: &str) -> Value {
+fn refused(out: &Output, code: &str) -> Value {
     let error = out.json_error();
     assert_eq!(error["code"], code, "{error}");
     error
@@ -92,10 +92,10 @@ fn a_paused_vm_stands_still_and_goes_on_with_the_time_it_is() {
                 &["start", "still", "--json"],
                 &["workspace", "export", "still", "--json"],
             ] {
-                let error = refused(banger(&sandbox, words), "not_running");
+                let error = refused(&banger(&sandbox, words), "not_running");
                 assert!(error["hint"].as_str().unwrap().contains("banger vm resume still"), "{error}");
             }
-            assert_eq!(refused(banger(&sandbox, &["delete", "still", "--json"]), "busy")["code"], "busy");
+            assert_eq!(refused(&banger(&sandbox, &["delete", "still", "--json"]), "busy")["code"], "busy");
             // A second pause is none, and another daemon finds it as it is.
             vm.verb("pause", &[]).ok().done();
             sandbox.banger(["daemon", "stop"]).go().ok().done();
@@ -159,9 +159,9 @@ fn a_vm_goes_back_to_any_moment_that_was_kept() {
     snapshot("restore", "s0").ok().done();
     assert_eq!(says(&vm, "cat /root/round /dev/shm/round"), "0\n0");
     // Names: taken, unknown, impossible.
-    refused(snapshot("create", "s0"), "already_exists");
-    refused(snapshot("restore", "none"), "not_found");
-    refused(snapshot("delete", "none"), "not_found");
+    refused(&snapshot("create", "s0"), "already_exists");
+    refused(&snapshot("restore", "none"), "not_found");
+    refused(&snapshot("delete", "none"), "not_found");
     let listed = banger(&sandbox, &["snapshot", "list", "back", "--json"]).ok().json();
     let names: Vec<&str> = listed.as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["s0", "s1"]);
@@ -272,8 +272,11 @@ fn a_fork_goes_on_from_there_as_a_machine_of_its_own() {
 
     // A name that is taken: nothing is begun
     let names = sandbox.vm_names();
-    refused(banger(&sandbox, &["fork", "mother", "--name", "child", "--json"]), "already_exists");
-    refused(banger(&sandbox, &["fork", "mother", "--name", "g", "--count", "5", "--json"]), "already_exists");
+    refused(&banger(&sandbox, &["fork", "mother", "--name", "child", "--json"]), "already_exists");
+    refused(
+        &banger(&sandbox, &["fork", "mother", "--name", "g", "--count", "5", "--json"]),
+        "already_exists",
+    );
     assert_eq!(sandbox.vm_names(), names);
     all_is_true(&sandbox);
 

@@ -22,7 +22,7 @@ use crate::op::Op;
 const WORKSPACE: &str = "workspace.";
 
 /// The names of its steps.
-pub(super) const STEPS: [&str; 5] = ["journal", "memory", "disks", "go_on", "whole"];
+pub(super) const STEPS: [&str; 5] = ["journal", "memory", "disks", "whole", "go_on"];
 
 /// How much of a VM is captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +40,8 @@ pub(super) struct Captured {
     pub(super) snapshot: Snapshot,
     /// The VM's record then.
     pub(super) vm: Vm,
-    /// How long its processes stood still for it.
-    pub(super) still: Duration,
+    /// Since when its processes have stood still for it.
+    since: Instant,
 }
 
 impl Vms {
@@ -58,48 +58,67 @@ impl Vms {
         dir: &Path,
         extent: Extent,
     ) -> Result<Captured> {
+        let captured = self.take(op, vm, live, dir, extent).await?;
+        self.release(op, live, &captured).await.map(|_| captured)
+    }
+
+    /// The same, but the VM still stands still when this succeeds: [`Self::release`] is what the caller does next.
+    ///
+    /// # Errors
+    /// As [`Self::capture`]; it runs on then.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        op: &Op,
+        vm: &Vm,
+        live: &Live,
+        dir: &Path,
+        extent: Extent,
+    ) -> Result<Captured> {
         let id = &vm.id;
         live.not_stalled()?;
-        let was_paused = live.is_paused();
-        if was_paused && !live.is_frozen() && extent == Extent::All {
+        if live.is_paused() && !live.is_frozen() && extent == Extent::All {
             return Err(too_old(vm));
         }
         let files = self.artifacts.boot_files(&vm.kernel).await?;
         op.stage("capture", format!("capturing ({})", vm.name), None);
-        let began = Instant::now();
         let taken = async {
-            if !was_paused {
+            if !live.is_paused() {
                 self.step(op, id, "journal", async { self.journal_halt(id, true) }).await?;
             }
-            let still = self.step(op, id, "memory", stand_still(live, dir, extent, was_paused)).await?;
-            let disks = self.step(op, id, "disks", self.copy_disks(id, dir));
-            disks.await.map(|vm| (vm, still))
+            let since = self.step(op, id, "memory", stand_still(live, dir, extent)).await?;
+            let vm = self.step(op, id, "disks", self.copy_disks(id, dir)).await?;
+            let about = About::of(&vm, &files);
+            let whole = async {
+                about.write(dir)?;
+                Snapshot::open(dir)
+            };
+            let snapshot = self.step(op, id, "whole", whole).await?;
+            Ok::<_, Error>(Captured { snapshot, vm, since })
         };
-        let taken = taken.await;
-        // Whatever came of it.
-        let went_on = if was_paused || live.machine().exited().is_some() {
-            Ok(())
-        } else {
-            self.step(op, id, "go_on", self.let_go(id, live)).await
-        };
-        let (now, still) = match (taken, went_on) {
-            (Ok(taken), Ok(())) => taken,
-            (Err(mut error), Err(also)) => {
-                error.message = format!("{}; and it could not go on: {also}", error.message);
-                return Err(error);
+        match taken.await {
+            Ok(captured) => Ok(captured),
+            Err(mut error) => {
+                if let Err(also) = self.let_go(id, live).await {
+                    error.message = format!("{}; and it could not go on: {also}", error.message);
+                }
+                Err(error)
             }
-            (Err(error), Ok(())) | (Ok(_), Err(error)) => return Err(error),
-        };
-        let still = still.elapsed();
-        let about = About::of(&now, &files);
-        let whole = async {
-            about.write(dir)?;
-            Snapshot::open(dir)
-        };
-        let snapshot = self.step(op, id, "whole", whole).await?;
-        let (took_ms, still_ms) = (began.elapsed().as_millis(), still.as_millis());
-        tracing::info!(vm = %vm.name, took_ms, still_ms, ?extent, "captured");
-        Ok(Captured { snapshot, vm: now, still })
+        }
+    }
+
+    /// Lets a VM that was captured go on, unless its user has paused it; says how long it stood still.
+    ///
+    /// # Errors
+    /// When its machine or its agent does not obey.
+    pub(super) async fn release(&self, op: &Op, live: &Live, captured: &Captured) -> Result<Duration> {
+        let vm = &captured.vm;
+        if !live.is_paused() {
+            self.step(op, &vm.id, "go_on", self.let_go(&vm.id, live)).await?;
+        }
+        let still = captured.since.elapsed();
+        let still_ms = u64::try_from(still.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(vm = %vm.name, still_ms, "captured");
+        Ok(still)
     }
 
     /// Copies a halted VM's disks and what the workspace keeps of it; returns the record that goes with them.
@@ -110,6 +129,9 @@ impl Vms {
     }
 
     async fn let_go(&self, id: &VmId, live: &Live) -> Result<()> {
+        if live.is_paused() || live.machine().exited().is_some() {
+            return Ok(());
+        }
         live.machine().resume().await?;
         thaw(live).await?;
         self.journal_halt(id, false)
@@ -117,8 +139,8 @@ impl Vms {
 }
 
 /// Lets first the guest's processes stand still, then its vCPUs, and writes its memory; says since when.
-async fn stand_still(live: &Live, dir: &Path, extent: Extent, was_paused: bool) -> Result<Instant> {
-    let machine = live.machine();
+async fn stand_still(live: &Live, dir: &Path, extent: Extent) -> Result<Instant> {
+    let (machine, was_paused) = (live.machine(), live.is_paused());
     if extent == Extent::Disks {
         let began = Instant::now();
         if !was_paused {

@@ -58,16 +58,27 @@ impl Vms {
         let captured = async {
             op.check()?;
             make_dir(&dir)?;
-            let captured = self.capture(op, &vm, &live, &dir, Extent::All).await?;
-            op.check()?;
-            Ok(captured)
+            self.take(op, &vm, &live, &dir, Extent::All).await
         };
-        let captured = captured.await;
-        // What its children need from here on is not the parent's any more.
-        drop(lock);
-        let born = match captured {
-            Ok(captured) => Ok(self.bear_all(op, children, captured).await),
-            Err(error) => Err(self.unreserve(op, children, error).await),
+        let born = match captured.await {
+            Ok(captured) => {
+                // What its children need from here on is not the parent's any more.
+                let release = async {
+                    let released = self.release(op, &live, &captured).await;
+                    drop(lock);
+                    released
+                };
+                let (released, mut forked) = tokio::join!(release, self.bear_all(op, children, &captured));
+                match released {
+                    Ok(still) => forked.still = still,
+                    Err(error) => forked.failures.push(error),
+                }
+                Ok(forked)
+            }
+            Err(error) => {
+                drop(lock);
+                Err(self.unreserve(op, children, error).await)
+            }
         };
         let swept = self.step(op, &vm.id, "sweep", async { remove_tree(&dir) }).await;
         let mut forked = born?;
@@ -131,14 +142,14 @@ impl Vms {
         error
     }
 
-    async fn bear_all(self: &Arc<Self>, op: &Op, children: Vec<(Vm, VmLock)>, captured: Captured) -> Forked {
-        let Captured { snapshot, vm: parent, still } = captured;
+    async fn bear_all(self: &Arc<Self>, op: &Op, children: Vec<(Vm, VmLock)>, captured: &Captured) -> Forked {
+        let Captured { snapshot, vm: parent, .. } = captured;
         let at_once = std::thread::available_parallelism().map_or(AT_ONCE, |n| n.get().max(AT_ONCE));
         let births = children.into_iter().map(|(child, lock)| {
             let (snapshot, workspace) = (snapshot.clone(), parent.workspace.clone());
             async move { self.bear(op, Vm { workspace, ..child }, lock, snapshot).await }
         });
-        let mut forked = Forked { children: Vec::new(), failures: Vec::new(), still };
+        let mut forked = Forked { children: Vec::new(), failures: Vec::new(), still: Duration::ZERO };
         let mut births = futures_util::stream::iter(births).buffered(at_once);
         while let Some(born) = births.next().await {
             match born {

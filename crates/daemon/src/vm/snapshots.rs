@@ -89,7 +89,7 @@ impl Vms {
         let half = dir.join(format!("{HALF}{}", op.id()));
         make_dir(&half)?;
         let made = async {
-            self.take(op, &vm, &half, request.disk_only).await?;
+            self.copy_now(op, &vm, &half, request.disk_only).await?;
             op.check()?;
             let keep = async { std::fs::rename(&half, &target).map_err(|e| failed("name", &target, &e)) };
             self.step(op, &id, "keep", keep).await?;
@@ -108,7 +108,7 @@ impl Vms {
         }
     }
 
-    async fn take(self: &Arc<Self>, op: &Op, vm: &Vm, dir: &Path, disk_only: bool) -> Result<()> {
+    async fn copy_now(self: &Arc<Self>, op: &Op, vm: &Vm, dir: &Path, disk_only: bool) -> Result<()> {
         let live = self.live(&vm.id).filter(|l| l.machine().exited().is_none());
         if let Some(live) = live {
             if !live.is_paused() {
