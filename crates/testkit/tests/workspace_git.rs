@@ -243,12 +243,14 @@ fn what_git_does_in_the_guest_is_no_hindrance(sandbox: &Sandbox, vm: &Vm<'_>) {
 }
 
 fn a_large_file_goes_whole(sandbox: &Sandbox, vm: &Vm<'_>) {
-    const SIZE: u64 = 1 << 30;
+    // A gibibyte when it is asked for: an emulated guest takes a minute or two for that.
+    let size =
+        std::env::var("BANGER_LARGE_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(128_u64) << 20;
     let repo = Repo::make(&sandbox.work("large"));
     // Mostly holes on both sides, and nothing of that on the way.
     let file = fs::File::create(repo.dir().join("large")).unwrap();
-    file.set_len(SIZE).unwrap();
-    let pieces: [u64; 3] = [0, SIZE / 2 + 5, SIZE - (1 << 20)];
+    file.set_len(size).unwrap();
+    let pieces: [u64; 3] = [0, size / 2 + 5, size - (1 << 20)];
     for (seed, at) in pieces.into_iter().enumerate() {
         file.write_all_at(&banger_testkit::random::bytes(1 << 20, seed as u64), at).unwrap();
     }
@@ -259,7 +261,7 @@ fn a_large_file_goes_whole(sandbox: &Sandbox, vm: &Vm<'_>) {
     let mut lines = theirs.text().lines();
     assert_eq!(lines.by_ref().take(2).collect::<Vec<_>>(), ours.text().lines().collect::<Vec<_>>());
     let disk: u64 = lines.next().and_then(|l| l.split_whitespace().next()).unwrap().parse().unwrap();
-    assert!(disk < 100, "{disk} MiB on the guest's disk");
+    assert!(disk < 20, "{disk} MiB on the guest's disk");
     // Out again it is more than the limit, which is said before it is sent.
     let refused = sandbox.banger(["vm", "workspace", "export", "git", "--max-bytes", "1000000"]).within(LONG);
     refused.go().ends_with(1).says(&["large", "--max-bytes"]).done();

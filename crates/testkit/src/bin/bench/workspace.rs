@@ -20,7 +20,7 @@ pub(crate) fn sources(lines: &mut Vec<Line>) {
     let dir = sandbox.work("sources");
     tree(&dir, 6000, |n| source(n).into_bytes());
     let what = ["prepare 6 000 source files", "the same after ten edits", "the daemon meanwhile"];
-    measure(lines, &sandbox, &dir, what, 3);
+    measure(lines, &sandbox, &dir, what, 1);
     sandbox.no_vm_is_left();
 }
 
