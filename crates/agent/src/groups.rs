@@ -21,7 +21,7 @@ const COMMANDS: &str = "banger";
 /// The group for processes of the root group, which cannot be frozen itself, while they stand still.
 const STRAYS: &str = "banger-still";
 /// How long processes may take to stand still. What waits for a disk is interrupted by nothing.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often strays are looked for when they are let go.
 const ROUNDS: usize = 100;
 /// linux/sched.h: a thread of the kernel.

@@ -2,11 +2,15 @@
 //! whose host is gone meanwhile. Must never let a command begin in a standstill: the agent would wait for it for ever.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use banger_model::{Error, ErrorCode};
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
 use crate::groups::{Frozen, Groups};
+
+/// How long a process that is being started may take to begin.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// What a thaw means for commands whose session ended while the guest stood still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,11 @@ impl Standstill {
         if held.is_some() {
             return Ok(());
         }
-        let gate = self.0.gate.clone().write_owned().await;
+        let closing = tokio::time::timeout(PATIENCE, self.0.gate.clone().write_owned()).await;
+        let gate = closing.map_err(|_| {
+            let message = "the guest's processes do not stand still: one that is being started waits for its file system";
+            Error::new(ErrorCode::GuestFailed, message)
+        })?;
         self.0.now.send_modify(|now| now.still = true);
         let frozen = blocking(move || {
             groups.freeze().map_err(|e| {

@@ -48,8 +48,15 @@ pub(crate) async fn run(spec: &ExecSpec, stream: &GuestStream, standstill: &Stan
         _ = stream.ended() => return,
         moving = standstill.moving() => moving,
     };
-    let (life, started) = (standstill.life(), start(spec));
-    drop(moving);
+    let life = standstill.life();
+    // On a thread of its own: a program on a file system that hangs must not keep the agent from answering others.
+    let of = spec.clone();
+    let started = tokio::task::spawn_blocking(move || {
+        let started = start(&of);
+        drop(moving);
+        started
+    });
+    let started = started.await.unwrap_or_else(|e| Err(Refusal::Io(io::Error::other(e))));
     let answer = match started {
         Ok(running) => match running.attend(stream, &life).await {
             Some(status) => Reply::Exited(status),
