@@ -81,7 +81,7 @@ impl Vms {
             let under_way = self.boot_template(&op, vm).await?;
             let to = self.shelf.made_dir(key);
             let publish = async {
-                self.shelf.publish(under_way, &to)?;
+                self.shelf.publish(&under_way, &to)?;
                 Ok(self.shelf.make_room(&to))
             };
             let fits = self.step(&op, &id, "publish", publish).await?;

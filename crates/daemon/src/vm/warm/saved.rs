@@ -51,7 +51,7 @@ impl Vms {
         let publish = async {
             let dir = under_way.dir.clone();
             blocking(move || Snapshot::flush(&dir)).await?;
-            self.shelf.publish(under_way, &to)?;
+            self.shelf.publish(&under_way, &to)?;
             Ok(view(&Snapshot::open(&to)?))
         };
         self.step(op, &vm.id, "publish", publish).await

@@ -107,7 +107,7 @@ impl Shelf {
             (!name.starts_with(UNDER_WAY)).then(|| Snapshot::open(&path).ok()).flatten()
         };
         let mut all: Vec<Snapshot> = self.entries().into_iter().filter_map(whole).collect();
-        all.sort_by_key(|template| used_at(template));
+        all.sort_by_key(used_at);
         all
     }
 
@@ -131,7 +131,7 @@ impl Shelf {
     ///
     /// # Errors
     /// `already_exists`, `unavailable`.
-    pub(super) fn publish(&self, made: UnderWay, to: &Path) -> Result<()> {
+    pub(super) fn publish(&self, made: &UnderWay, to: &Path) -> Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         touch(&made.dir);
         match renameat_with(CWD, &made.dir, CWD, to, RenameFlags::NOREPLACE) {
