@@ -108,10 +108,13 @@ pub(super) fn spawn(plan: &Plan<'_>) -> Result<Child, Failure> {
         let begun = plan.group.and_then(|group| clone_into(group, flags, top, arg, &raw mut pidfd));
         begun.unwrap_or_else(|| libc::clone(child, top.cast(), flags, arg, &raw mut pidfd))
     };
-    let errno = last_errno();
+    let failed = (pid <= 0).then(last_errno);
     // SAFETY: restores the set saved above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const saved, ptr::null_mut()) };
-    let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 0) else { return Err(Failure::Clone(errno)) };
+    let pid = match (Pid::from_raw(pid), failed) {
+        (Some(pid), None) => pid,
+        (_, errno) => return Err(Failure::Clone(errno.unwrap_or(Errno::AGAIN))),
+    };
     // SAFETY: the kernel made this descriptor for us, with close-on-exec, and nobody else knows it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     // SAFETY: the child wrote it through a raw pointer, so it must be read as if it changed behind our back.
@@ -264,6 +267,7 @@ fn check(result: c_int) -> Result<(), Errno> {
     if result == -1 { Err(last_errno()) } else { Ok(()) }
 }
 
+/// Only after a call that failed: a thread on which none has failed yet has no number that could be told.
 fn last_errno() -> Errno {
     // SAFETY: the C library's own location, valid for this thread; in the child it is the suspended parent's.
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })

@@ -37,17 +37,21 @@ impl Vms {
         }
         let vms = self.clone();
         tokio::spawn(async move {
-            let made = async {
-                let _turn = vms.shelf.turn.lock().await;
-                let operations = vms.operations.clone();
-                let name = format!("template {key}");
-                operations.run("template", &name, |op| vms.make_template(op, &key, like)).await
-            };
-            let made = tokio::select! {
+            let turn = tokio::select! {
                 biased;
                 () = vms.shutdown.cancelled() => return,
-                made = made => made,
+                turn = vms.shelf.turn.lock() => turn,
             };
+            // Of two VMs that began at once the first one's is for both.
+            let made = if vms.shelf.find(&key).is_some() {
+                Ok(())
+            } else {
+                let operations = vms.operations.clone();
+                let name = format!("template {key}");
+                // Whoever ends the daemon cancels it, and waits until nothing is left of it.
+                operations.run("template", &name, |op| vms.make_template(op, &key, like)).await
+            };
+            drop(turn);
             if let Err(error) = &made {
                 tracing::warn!(key, %error, "no template was made");
             }
