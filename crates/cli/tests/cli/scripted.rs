@@ -271,6 +271,7 @@ pub(crate) fn vm(name: &str) -> Value {
         "network": {"mode": "user", "guest_ip": null, "nat": false, "host_access": false},
         "workspace": null, "pid": 7, "created_at": "2026-01-01T00:00:00Z", "started_at": null,
         "boot": {"kind": "cold", "ready_ms": 1234}, "last_error": null, "security": null, "work_disk_bytes": null,
+        "parent": null,
     })
 }
 

@@ -1,5 +1,6 @@
 //! Random repositories and random guests: what comes out is the guest's tree, always.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -169,10 +170,13 @@ fn round_trip(before: &[Edit], dirty: &[Edit], guests: &[Edit], untracked: bool)
 fn into_files(repo: &Path, guest: &Guest, out: &Exported) {
     let before = tree_of_files(repo, &out.summary.base_commit, out);
     let index = std::fs::read(repo.join(".git/index")).ok();
+    let ignored = others(repo, &["--ignored"]);
     let done = apply::plan(out, wish(guest, out)).and_then(apply::Plan::carry_out).map_err(Error::from);
     match done {
         // A copied file that the guest ignores now is in nobody's tree, and stays; it may hold the rules themselves.
         Ok(_) if ignores_a_copy(guest, out) => {}
+        // Nor did one go in that the host ignored, and its rules are the guest's now.
+        Ok(_) if !others(repo, &[]).is_disjoint(&ignored) => {}
         Ok(_) => {
             assert_eq!(tree_of_files(repo, &out.tree, out), out.tree, "the files after apply");
             assert_eq!(std::fs::read(repo.join(".git/index")).ok(), index, "the host's index");
@@ -186,12 +190,18 @@ fn into_files(repo: &Path, guest: &Guest, out: &Exported) {
     }
 }
 
+/// The names of files that are not in git.
+fn others(repo: &Path, which: &[&str]) -> BTreeSet<Vec<u8>> {
+    let list = git(repo, &[&["ls-files", "-z", "--others", "--exclude-standard"], which].concat());
+    list.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
 /// Whether a file that was copied in is there and is in neither tree.
 fn ignores_a_copy(guest: &Guest, out: &Exported) -> bool {
     let listed = |tree: &str| {
         let list =
             git(out.patch.with_file_name("export.git").as_path(), &["ls-tree", "-rz", "--name-only", tree]);
-        list.split(|b| *b == 0).map(<[u8]>::to_vec).collect::<std::collections::BTreeSet<_>>()
+        list.split(|b| *b == 0).map(<[u8]>::to_vec).collect::<BTreeSet<_>>()
     };
     let (before, after) = (listed(&out.summary.base_commit), listed(&out.tree));
     guest.captured.plan.files.iter().map(banger_model::ByteString::as_bytes).any(|path| {
