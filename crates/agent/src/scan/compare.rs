@@ -140,13 +140,13 @@ impl<W: Write> Compare<'_, W> {
                 let target = self.tree.target(path).map_err(|e| unreadable(path, e.into()))?;
                 self.tell(Kind::Link, Sha256::digest(target).into(), path)
             }
-            FileType::Directory => self.directory(path),
+            FileType::Directory => self.directory(path, known.is_some()),
             _ => self.tell(Kind::Other, [0; 32], path),
         }
     }
 
-    /// A directory where a file goes: it may hold nothing but what goes too.
-    fn directory(&mut self, dir: &[u8]) -> Result<(), ScanError> {
+    /// A directory where a file goes: it may hold nothing but what goes too. The file that was there is gone.
+    fn directory(&mut self, dir: &[u8], was_file: bool) -> Result<(), ScanError> {
         let mut todo = vec![dir.to_vec()];
         while let Some(at) = todo.pop() {
             for name in self.tree.names(&at).map_err(|e| unreadable(&at, e.into()))? {
@@ -158,7 +158,7 @@ impl<W: Write> Compare<'_, W> {
                 }
             }
         }
-        Ok(())
+        if was_file { self.tell(Kind::Gone, [0; 32], dir) } else { Ok(()) }
     }
 
     fn look(&mut self, path: &[u8]) -> Result<Option<Stat>, ScanError> {

@@ -246,3 +246,9 @@ proptest! {
         round_trip(&before, &dirty, &guests, false);
     }
 }
+
+/// The random cases found it once in some hundreds.
+#[test]
+fn a_directory_where_a_copied_file_was_takes_it_away() {
+    round_trip(&[], &[Edit::Write(4, b"copied".to_vec())], &[Edit::Remove(3)], true);
+}
