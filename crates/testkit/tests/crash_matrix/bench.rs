@@ -15,6 +15,8 @@ const NAME: &str = "m";
 
 /// What is forked from it.
 const CHILD: &str = "child";
+/// Runs once, and a template is made after it.
+const ONCE: &str = "once";
 /// A moment that a restore goes back to.
 const KEPT_SNAPSHOT: &str = "kept";
 
@@ -183,7 +185,9 @@ impl Bench {
             "snapshot_restore" => vec!["vm", "snapshot", "restore", NAME, KEPT_SNAPSHOT],
             "snapshot_delete" => vec!["vm", "snapshot", "delete", NAME, "doomed"],
             "template" => {
-                vec!["vm", "run", "--rm", "--image", "bare", "--vcpu", "1", "--network", "none", "--", "true"]
+                let mut words = vec!["vm", "run", "--rm", "--name", ONCE, "--image", "bare", "--vcpu", "1"];
+                words.extend(["--network", "none", "--", "true"]);
+                words
             }
             "template_save" => vec!["vm", "template", "save", NAME, &moment],
             "prepare" => vec!["vm", "workspace", "prepare", NAME, &repo, "--guest-path", &guest],
@@ -221,6 +225,10 @@ impl Bench {
         }
         if cell.operation.starts_with("template") {
             self.must(&["vm", "template", "prune", "--all"], wrong);
+            // Who ran it was told that the daemon had gone, and that it is still there.
+            if self.sandbox.vm_names().iter().any(|name| name == ONCE) {
+                self.must(&["vm", "delete", "-f", ONCE], wrong);
+            }
         }
         let (id, state) = self.look();
         if state == "absent" {
@@ -297,8 +305,9 @@ impl Bench {
     }
 }
 
-/// A template that comes to nothing is in nobody's way. A rebuild is done when its record is; what it could not clear away the next start does. A fork is done when its
-/// children run. A restore whose memory cannot be gone on with boots from the disks.
+/// A template that comes to nothing is in nobody's way. A rebuild is done when its record is; what it could not clear
+/// away the next start does. A fork is done when its children run. A restore whose memory cannot be gone on with boots
+/// from the disks.
 fn is_told_as_a_notice(cell: &Cell) -> bool {
     match cell.operation.as_str() {
         "rebuild" => cell.step == "old_disk",
