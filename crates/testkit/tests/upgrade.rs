@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_daemon::embedded::Embedded;
-use banger_model::VmId;
+use banger_model::{ErrorCode, VmId};
 use banger_protocol::ProtocolVersion;
 use banger_protocol::agent::{Request, VERSION};
 use banger_testkit::fake::{FakeDriver, World};
-use banger_testkit::{Output, Sandbox, bin_dir, workspace_dir};
+use banger_testkit::{Output, Sandbox, bin_dir, wait, workspace_dir};
 use banger_vmm::Driver;
 use tokio::runtime::Runtime;
 
@@ -116,9 +116,16 @@ fn name(path: &Path) -> &str {
 fn daemon(sandbox: &Sandbox, world: &World) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let env: HashMap<String, String> = sandbox.environment().into_iter().collect();
-    let driver: Arc<dyn Driver> = Arc::new(FakeDriver::new(world.clone()));
-    let open = Embedded::open(|key| env.get(key).map(Into::into), vec![driver], bin_dir());
-    let embedded = runtime.block_on(open).unwrap();
+    let open = || {
+        let driver: Arc<dyn Driver> = Arc::new(FakeDriver::new(world.clone()));
+        runtime.block_on(Embedded::open(|key| env.get(key).map(Into::into), vec![driver], bin_dir()))
+    };
+    // A program that another test is just starting has this process's locks until it is itself.
+    let opened = wait::until(Duration::from_secs(10), || match open() {
+        Err(error) if error.code == ErrorCode::Busy => None,
+        opened => Some(opened),
+    });
+    let embedded = opened.expect("the lock is free").unwrap();
     runtime.spawn(embedded.serve());
     runtime
 }

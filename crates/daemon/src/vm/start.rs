@@ -355,7 +355,7 @@ impl Vms {
         }
         self.artifacts.image_file(&vm.image_digest)?;
         let files = self.artifacts.boot_files(&vm.kernel).await?;
-        if start.origin.disks().is_some() {
+        if start.origin.disks().or(start.origin.snapshot()).is_some() {
             let origin = std::mem::take(&mut start.origin);
             start.origin = blocking(move || origin.link(&dir.join(RESTORED))).await?;
         }
