@@ -125,7 +125,7 @@ fn daemon(sandbox: &Sandbox, world: &World) -> Runtime {
         Err(error) if error.code == ErrorCode::Busy => None,
         opened => Some(opened),
     });
-    let embedded = opened.expect("the lock is free").unwrap();
+    let embedded = opened.unwrap().unwrap();
     runtime.spawn(embedded.serve());
     runtime
 }
