@@ -72,7 +72,7 @@ impl Serialize for ByteString {
             return s.serialize_str(text);
         }
         let mut map = s.serialize_map(Some(1))?;
-        map.serialize_entry("hex", &to_hex(&self.0))?;
+        map.serialize_entry("hex", &hex::encode(&self.0))?;
         map.end()
     }
 }
@@ -101,7 +101,7 @@ impl<'de> Deserialize<'de> for ByteString {
                 if key != "hex" {
                     return Err(de::Error::unknown_field(&key, &["hex"]));
                 }
-                from_hex(&value).map(ByteString).ok_or_else(|| de::Error::custom("not hexadecimal"))
+                hex::decode(value).map(ByteString).map_err(|_| de::Error::custom("not hexadecimal"))
             }
         }
         // As a buffer: of what is borrowed, a CBOR reader takes no more than 4 KiB.
@@ -124,20 +124,6 @@ impl utoipa::PartialSchema for ByteString {
 #[cfg(feature = "schema")]
 impl utoipa::ToSchema for ByteString {}
 
-fn to_hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
-        let _ = write!(out, "{b:02x}");
-        out
-    })
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.is_ascii() {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok()).collect()
-}
 
 #[cfg(test)]
 mod tests {

@@ -19,8 +19,7 @@ macro_rules! hex_id {
             /// Makes an id from six random bytes.
             #[must_use]
             pub fn from_random(bytes: [u8; 6]) -> Self {
-                let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-                Self(format!("{}{hex}", $prefix))
+                Self(format!("{}{}", $prefix, hex::encode(bytes)))
             }
 
             /// The id as text.

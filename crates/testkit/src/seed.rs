@@ -130,5 +130,5 @@ fn key() -> String {
             }
         }
     }
-    digest.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect()
+    hex::encode(&digest.finalize()[..6])
 }

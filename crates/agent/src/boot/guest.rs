@@ -121,8 +121,7 @@ pub(super) fn set_machine_id(root: &Path, first_boot: bool) {
     if std::fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes)).is_err() {
         return;
     }
-    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    write_machine_id(root, &id);
+    write_machine_id(root, &hex::encode(bytes));
     let mode = std::fs::Permissions::from_mode(0o444);
     let _ = std::fs::set_permissions(root.join("etc/machine-id"), mode);
 }

@@ -174,14 +174,13 @@ pub(super) fn parse(raw: &[u8], id_len: usize) -> Option<Vec<(Vec<u8>, Indexed)>
 pub(super) fn staged(raw: &[u8]) -> Option<String> {
     let (id_len, entries) =
         parse(raw, 20).map(|e| (20, e)).or_else(|| parse(raw, 32).map(|entries| (32, entries)))?;
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let mut sum = Sha256::new();
     for (path, entry) in entries {
-        sum.update(format!("{:06o} {} {}\t", entry.mode, hex(&entry.id[..id_len]), entry.stage));
+        sum.update(format!("{:06o} {} {}\t", entry.mode, hex::encode(&entry.id[..id_len]), entry.stage));
         sum.update(path);
         sum.update([0]);
     }
-    Some(hex(&sum.finalize()))
+    Some(hex::encode(sum.finalize()))
 }
 
 /// The variable-length number before a name in version 4, and its length.

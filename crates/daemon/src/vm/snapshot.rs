@@ -128,7 +128,7 @@ impl About {
             format!("{vcpu} {} {} {network}", memory.0, disk.0),
         ];
         let hash = sha2::Sha256::digest(words.join("\n"));
-        hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&hash[..8])
     }
 
     /// This, with the boot files and the image that the names mean now.
@@ -312,7 +312,7 @@ pub(crate) fn host_cpu() -> String {
             line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim()).unwrap_or_default()
         };
         let flags = sha2::Sha256::digest(field("flags"));
-        let short: String = flags.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let short = hex::encode(&flags[..8]);
         format!("{} {} {}", field("model name"), field("microcode"), short)
     });
     CPU.clone()

@@ -145,7 +145,7 @@ impl Guest {
             changes.git_files.iter().map(|file| (file.path.as_bytes(), file)).collect();
         for touched in &self.touched {
             if let Some(file) = of_git.get(&touched.path[..]) {
-                let digest = Some(hex(&touched.digest));
+                let digest = Some(hex::encode(touched.digest));
                 let is_file = matches!(touched.kind, Kind::File | Kind::Executable);
                 if !(is_file && (file.old == digest || file.new == digest)) && touched.kind != Kind::Gone {
                     against.push(file.path.clone());
@@ -202,10 +202,6 @@ fn refused(against: &mut [ByteString], vm: &str) -> Error {
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     Error::new(ErrorCode::Conflict, format!("both the host and VM '{vm}' changed {}{more}", named.join(", ")))
         .with_hint(format!("'banger vm workspace apply {vm}' brings the guest's changes to the host first; --force gives them up"))
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether the host has the same at a path of its working tree.

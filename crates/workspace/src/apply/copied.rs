@@ -8,7 +8,7 @@ use banger_protocol::agent::touched::{Kind, Touched};
 use rustix::fs::Stat;
 
 use super::worktree::Here;
-use crate::capture::{Found, Manifest, Row, hex, state};
+use crate::capture::{Found, Manifest, Row, state};
 use crate::export::{Base, BaseEntry, Exported, GITLINK, TreeChange};
 use crate::source::LISTING_CAP;
 use crate::{Result, WorkspaceError};
@@ -203,5 +203,5 @@ fn is_as_base(row: &Row, entry: &BaseEntry<'_>) -> bool {
         b"100755" => 1,
         _ => 0,
     };
-    row.kind == kind && row.id != [0; 20] && entry.id.get(..40) == Some(hex(&row.id).as_bytes())
+    row.kind == kind && row.id != [0; 20] && entry.id.get(..40) == Some(hex::encode(row.id).as_bytes())
 }

@@ -128,7 +128,7 @@ fn parse(mut raw: &[u8], id_len: usize) -> Option<Vec<(Vec<u8>, Entry)>> {
         let mode = std::str::from_utf8(&raw[..space]).ok()?.to_owned();
         let name = raw[space + 1..nul].to_vec();
         let id = raw.get(nul + 1..nul + 1 + id_len)?;
-        found.push((name, (mode, id.iter().map(|b| format!("{b:02x}")).collect())));
+        found.push((name, (mode, hex::encode(id))));
         raw = &raw[nul + 1 + id_len..];
     }
     Some(found)

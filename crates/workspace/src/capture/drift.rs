@@ -10,7 +10,6 @@ use sha2::{Digest, Sha256};
 
 use super::files::{Kind, Tree};
 use super::manifest::{self, Manifest, PartFacts, Rows};
-use super::pack::hex;
 use super::part::{head, index_state};
 use crate::source::{LISTING_CAP, Source};
 use crate::watch::open_regular;
@@ -116,7 +115,7 @@ fn is_other_index(source: &Source, facts: &PartFacts) -> Result<bool> {
         return Ok(false);
     }
     let staged = source.git.output(&["ls-files", "-s", "-z"], LISTING_CAP)?;
-    Ok(hex(&Sha256::digest(&staged)) != facts.staged)
+    Ok(hex::encode(Sha256::digest(&staged)) != facts.staged)
 }
 
 /// The untracked paths, sorted, without other repositories.

@@ -172,12 +172,12 @@ impl Index {
     pub(crate) fn digest(&self) -> String {
         let mut sum = Sha256::new();
         for entry in self.entries() {
-            let line = format!("{:06o} {} {}\t", entry.word(6), super::pack::hex(entry.id), entry.stage());
+            let line = format!("{:06o} {} {}\t", entry.word(6), hex::encode(entry.id), entry.stage());
             sum.update(line.as_bytes());
             sum.update(entry.path);
             sum.update([0]);
         }
-        super::pack::hex(&sum.finalize())
+        hex::encode(sum.finalize())
     }
 
     /// The file's bytes, with their checksum.

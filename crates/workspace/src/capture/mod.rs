@@ -30,7 +30,6 @@ pub(crate) use self::files::{Found, TICK};
 use self::list::Listing;
 pub use self::manifest::Manifest;
 pub(crate) use self::manifest::{Row, state};
-pub(crate) use self::pack::hex;
 use self::pack::{Order, Packing};
 use self::part::Part;
 use self::submodules::Place;

@@ -136,10 +136,10 @@ fn existing(git: &Git, names: &[String]) -> Result<Vec<String>> {
 /// of a conflict's sides.
 pub(crate) fn extra(git: &Git, commit: Option<&str>, index: &Index) -> Result<Vec<String>> {
     let mut ids: Vec<String> =
-        index.entries().filter(|e| e.stage() > 0 && !e.is_submodule()).map(|e| hex(e.id)).collect();
+        index.entries().filter(|e| e.stage() > 0 && !e.is_submodule()).map(|e| hex::encode(e.id)).collect();
     let Some(commit) = commit else {
         let plain = index.entries().filter(|e| e.stage() == 0 && !e.is_intent_to_add() && !e.is_submodule());
-        ids.extend(plain.map(|e| hex(e.id)));
+        ids.extend(plain.map(|e| hex::encode(e.id)));
         return Ok(ids);
     };
     let args = ["diff-index", "--cached", "--raw", "-z", "--no-renames", "--no-abbrev", commit, "--"];
@@ -156,15 +156,6 @@ pub(crate) fn extra(git: &Git, commit: Option<&str>, index: &Index) -> Result<Ve
         }
     }
     Ok(ids)
-}
-
-/// Bytes as hexadecimal text.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
-        let _ = write!(out, "{b:02x}");
-        out
-    })
 }
 
 /// All packs, being made. Dropped before its end, it is stopped.

@@ -15,7 +15,6 @@ use super::files::{self, Kind, Tree};
 use super::guest_repo;
 use super::list::{executable, is_there, known};
 use super::manifest::{self, Facts, PartFacts, Row, Rows, Writer};
-use super::pack::hex;
 use super::tarball::Tarball;
 use super::{Capture, Captured, Surveyed};
 use crate::{Cancel, Result, WorkspaceError};
@@ -114,7 +113,7 @@ fn facts(each: &Surveyed) -> PartFacts {
 
 /// The names of files and a digest of each.
 pub(super) fn digests(files: &[guest_repo::GitFile]) -> BTreeMap<String, String> {
-    files.iter().map(|(name, data)| (name.clone(), hex(&Sha256::digest(data)))).collect()
+    files.iter().map(|(name, data)| (name.clone(), hex::encode(Sha256::digest(data)))).collect()
 }
 
 /// A stream being written.

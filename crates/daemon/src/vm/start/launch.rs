@@ -174,7 +174,7 @@ impl Start<'_> {
     /// Who a guest that goes on from a snapshot is.
     fn identity(&self) -> Option<Identity> {
         let snapshot = self.origin.snapshot()?;
-        let fresh = || random_bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let fresh = || hex::encode(random_bytes::<16>());
         let mut identity = Identity {
             hostname: self.vm.name.to_string(),
             machine_id: (snapshot.about.id != self.vm.id).then(fresh),

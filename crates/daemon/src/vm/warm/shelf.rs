@@ -121,7 +121,7 @@ impl Shelf {
     /// # Errors
     /// `unavailable` when it cannot be made.
     pub(super) fn begin(&self) -> Result<UnderWay> {
-        let word: String = random_bytes::<6>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let word = hex::encode(random_bytes::<6>());
         let dir = self.dir.join(format!("{UNDER_WAY}new-{word}"));
         make_dir(&dir)?;
         Ok(UnderWay { dir })
