@@ -124,7 +124,6 @@ impl utoipa::PartialSchema for ByteString {
 #[cfg(feature = "schema")]
 impl utoipa::ToSchema for ByteString {}
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

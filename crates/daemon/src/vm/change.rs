@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use banger_image::{DiskUse, VmDisk};
-use banger_model::{Error, ErrorCode, Result, Vm, VmId, VmState};
+use banger_model::{Error, ErrorCode, Result, Vm, VmState};
 use banger_protocol::api::{RebuildVm, SetVm};
 
 use super::{VmLock, Vms, capability, disk};
@@ -145,11 +145,8 @@ impl Vms {
 
     /// A VM that is off, and its lock.
     async fn off(&self, op: &Op, reference: &str, verb: &str) -> Result<(Vm, VmLock)> {
-        let id: VmId = self.find(reference)?.id;
-        let lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
-        if self.live(&id).is_some_and(|l| l.machine().exited().is_none()) {
+        let (vm, lock) = self.locked(op, reference).await?;
+        if self.alive(&vm.id).is_some() {
             return Err(Error::new(ErrorCode::Busy, format!("VM '{}' is {}", vm.name, vm.state))
                 .with_hint(format!("'banger vm stop {}', then {verb} it", vm.name)));
         }

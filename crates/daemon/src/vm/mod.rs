@@ -181,7 +181,7 @@ impl Vms {
     /// Gives machines that have just ended a moment to be written down as what they are; true when there was one.
     async fn settled(&self, vms: &[Vm]) -> bool {
         let up = |vm: &Vm| matches!(vm.state, VmState::Running | VmState::Paused);
-        let alive = |id: &VmId| self.live(id).is_some_and(|l| l.machine().exited().is_none());
+        let alive = |id: &VmId| self.alive(id).is_some();
         let mut any = false;
         let wait = async {
             for vm in vms.iter().filter(|vm| up(vm) && !alive(&vm.id)) {
@@ -200,25 +200,23 @@ impl Vms {
     /// The view of a record: its state is the record's, but "running" only while its VMM lives.
     #[must_use]
     pub(crate) fn view(&self, vm: Vm) -> VmView {
-        let live = self.live(&vm.id);
-        let alive = live.as_ref().is_some_and(|l| l.machine().exited().is_none());
-        let stalled = live.as_ref().filter(|_| alive).and_then(|l| l.not_stalled().err());
+        let live = self.alive(&vm.id);
+        let stalled = live.as_ref().and_then(|l| l.not_stalled().err());
         let state = match vm.state {
-            VmState::Running | VmState::Paused if !alive => VmState::Stopping,
+            VmState::Running | VmState::Paused if live.is_none() => VmState::Stopping,
             VmState::Running if stalled.is_some() => VmState::Paused,
             state => state,
         };
         let stalled = stalled.map(|e| LastError { code: e.code, message: e.message });
         let workspace = vm.whole_workspace().cloned();
         let workspace = workspace.map(|there| banger_model::Workspace { unfinished: None, ..there });
-        let guest_ip = (vm.network == NetworkMode::User && alive)
+        let guest_ip = (vm.network == NetworkMode::User && live.is_some())
             .then(|| banger_network::GuestAddresses::of(&vm.id).ip.to_string());
-        let security = live.as_ref().filter(|_| alive).map(|l| l.machine().handle().security.clone());
-        let network_security =
-            live.as_ref().filter(|_| alive).map(|l| l.network_security()).unwrap_or_default();
+        let security = live.as_ref().map(|l| l.machine().handle().security.clone());
+        let network_security = live.as_ref().map(|l| l.network_security()).unwrap_or_default();
         VmView {
             security,
-            pid: live.filter(|_| alive).map(|l| l.machine().handle().process.pid),
+            pid: live.map(|l| l.machine().handle().process.pid),
             id: vm.id,
             name: vm.name,
             state,
@@ -252,7 +250,7 @@ impl Vms {
     /// `not_running` with what to type, also when it is paused.
     pub(crate) fn running(&self, reference: &str) -> Result<(Vm, Arc<Live>)> {
         let vm = self.find(reference)?;
-        match self.live(&vm.id).filter(|l| l.machine().exited().is_none()) {
+        match self.alive(&vm.id) {
             Some(live) if live.is_paused() => Err(pause::paused(&vm.name)),
             Some(live) => Ok((vm, live)),
             None => Err(not_running(&vm)),
@@ -281,6 +279,18 @@ impl Vms {
         op.or_cancelled(async { Ok::<_, Error>(lock.lock_owned().await) }).await
     }
 
+    /// The VM that a reference means, as it is once nobody else changes it.
+    ///
+    /// # Errors
+    /// `not_found`, `ambiguous`, `cancelled`.
+    async fn locked(&self, op: &Op, reference: &str) -> Result<(Vm, VmLock)> {
+        let id = self.find(reference)?.id;
+        let lock = self.lock(op, &id).await?;
+        let vm = self.find(id.as_str())?;
+        op.about(&vm.name);
+        Ok((vm, lock))
+    }
+
     fn lock_of(&self, id: &VmId) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.entry(id.clone()).or_default().clone()
@@ -288,6 +298,11 @@ impl Vms {
 
     fn live(&self, id: &VmId) -> Option<Arc<Live>> {
         self.live_map().get(id).cloned()
+    }
+
+    /// A VM's machine, unless its VMM has ended.
+    fn alive(&self, id: &VmId) -> Option<Arc<Live>> {
+        self.live(id).filter(|live| live.machine().exited().is_none())
     }
 
     fn live_map(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Arc<Live>>> {

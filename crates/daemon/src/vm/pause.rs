@@ -200,12 +200,11 @@ impl Vms {
 
     /// A VM that is up, and its lock.
     pub(super) async fn up(&self, op: &Op, reference: &str) -> Result<(Vm, Arc<Live>, VmLock)> {
-        let id = self.find(reference)?.id;
-        let lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
-        let live = self.live(&id).filter(|l| l.machine().exited().is_none());
-        live.map(|live| (vm.clone(), live, lock)).ok_or_else(|| not_running(&vm))
+        let (vm, lock) = self.locked(op, reference).await?;
+        match self.alive(&vm.id) {
+            Some(live) => Ok((vm, live, lock)),
+            None => Err(not_running(&vm)),
+        }
     }
 }
 

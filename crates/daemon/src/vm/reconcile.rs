@@ -100,7 +100,7 @@ impl Vms {
         self.sweep_snapshots(&vm.id);
         if first && vm.unfinished.is_none() && self.adopt(&vm, handles.as_ref()).await? {
             match vm.state {
-                VmState::Stopping => self.finish_stop(vm.id.clone(), lock),
+                VmState::Stopping => self.finish_stop(vm.clone(), lock),
                 _ if vm.ephemeral => self.expire_later(vm.id.clone()),
                 _ => {}
             }
@@ -157,11 +157,11 @@ impl Vms {
         Ok(true)
     }
 
-    fn finish_stop(self: &Arc<Self>, id: VmId, lock: VmLock) {
-        let (vms, name) = (self.clone(), id.to_string());
+    fn finish_stop(self: &Arc<Self>, vm: Vm, lock: VmLock) {
+        let (vms, name) = (self.clone(), vm.name.to_string());
         tokio::spawn(async move {
             let operations = vms.operations.clone();
-            let stop = async move |op: Op| vms.stop_locked(&op, &id, STOP_TIMEOUT, &lock).await;
+            let stop = async move |op: Op| vms.stop_locked(&op, &vm, STOP_TIMEOUT, &lock).await;
             if let Err(error) = operations.run("stop", &name, stop).await {
                 tracing::warn!(%error, "a stop that a daemon's death cut short was not clean");
             }

@@ -70,11 +70,9 @@ impl Vms {
         reference: &str,
         request: &CreateSnapshot,
     ) -> Result<SnapshotView> {
-        let id = self.find(reference)?.id;
-        let _lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
-        let dir = self.snapshots_dir(&id);
+        let (vm, _lock) = self.locked(op, reference).await?;
+        let id = &vm.id;
+        let dir = self.snapshots_dir(id);
         let target = dir.join(request.name.as_str());
         if target.exists() {
             let (vm, name) = (&vm.name, &request.name);
@@ -92,7 +90,7 @@ impl Vms {
             self.copy_now(op, &vm, &half, request.disk_only).await?;
             op.check()?;
             let keep = async { std::fs::rename(&half, &target).map_err(|e| failed("name", &target, &e)) };
-            self.step(op, &id, "keep", keep).await?;
+            self.step(op, id, "keep", keep).await?;
             Ok::<_, Error>(view(request.name.clone(), &Snapshot::open(&target)?))
         };
         match made.await {
@@ -109,7 +107,7 @@ impl Vms {
     }
 
     async fn copy_now(self: &Arc<Self>, op: &Op, vm: &Vm, dir: &Path, disk_only: bool) -> Result<()> {
-        let live = self.live(&vm.id).filter(|l| l.machine().exited().is_none());
+        let live = self.alive(&vm.id);
         if let Some(live) = live {
             if !live.is_paused() {
                 // So that its disks are worth something by themselves, should its memory ever be lost.
@@ -141,25 +139,23 @@ impl Vms {
         reference: &str,
         name: &VmName,
     ) -> Result<Vm> {
-        let id = self.find(reference)?.id;
-        let lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
+        let (vm, lock) = self.locked(op, reference).await?;
+        let id = &vm.id;
         let snapshot = self.open_snapshot(&vm, name)?;
         if snapshot.about.image_digest != vm.image_digest {
             return Err(other_image(&vm, &snapshot.about));
         }
         let then = as_then(&vm, &snapshot.about);
-        let dir = self.dirs.state.vm(&id);
+        let dir = self.dirs.state.vm(id);
         op.check()?;
         op.stage("copies", format!("copying the disks of snapshot '{name}' ({})", vm.name), None);
-        let copies = self.step(op, &id, "copies", copy_back(&snapshot, &dir, &then)).await;
+        let copies = self.step(op, id, "copies", copy_back(&snapshot, &dir, &then)).await;
         let committed = async {
             copies?;
             op.stage("restore", format!("putting it back ({})", vm.name), None);
             // From here on there is no way back: what runs is ended without being asked.
-            self.settle(op, &id, settled(&vm)).await?;
-            self.step(op, &id, "restored", self.commit(op, &snapshot, &then)).await
+            self.settle(op, id, settled(&vm)).await?;
+            self.step(op, id, "restored", self.commit(op, &snapshot, &then)).await
         };
         if let Err(error) = committed.await {
             let now = self.find(id.as_str())?;
@@ -217,20 +213,18 @@ impl Vms {
         reference: &str,
         name: &VmName,
     ) -> Result<SnapshotView> {
-        let id = self.find(reference)?.id;
-        let _lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
+        let (vm, _lock) = self.locked(op, reference).await?;
+        let id = &vm.id;
         let shown = view(name.clone(), &self.open_snapshot(&vm, name)?);
-        let dir = self.snapshots_dir(&id);
+        let dir = self.snapshots_dir(id);
         let doomed = dir.join(format!("{DOOMED}{}", op.id()));
         let path = dir.join(name.as_str());
         let aside = async { std::fs::rename(&path, &doomed).map_err(|e| failed("delete", &path, &e)) };
-        let aside = self.step(op, &id, "aside", aside).await;
+        let aside = self.step(op, id, "aside", aside).await;
         if aside.is_err() && !doomed.exists() {
             return aside.map(|()| shown);
         }
-        let files = self.step(op, &id, "files", async { remove_tree(&doomed) }).await;
+        let files = self.step(op, id, "files", async { remove_tree(&doomed) }).await;
         aside.and(files).map(|()| shown)
     }
 

@@ -211,17 +211,15 @@ impl Vms {
     /// `boot_failed` with the console's tail, or what the failing step says; the VM is then in
     /// `error` and holds nothing on the host.
     pub(crate) async fn start(self: &Arc<Self>, op: &Op, reference: &str) -> Result<Vm> {
-        let id = self.find(reference)?.id;
-        let lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        if let Some(live) = self.live(&id).filter(|l| l.machine().exited().is_none()) {
+        let (vm, lock) = self.locked(op, reference).await?;
+        if let Some(live) = self.alive(&vm.id) {
             if live.is_paused() {
                 return Err(paused(&vm.name));
             }
             op.notice(format!("VM '{}' is running already", vm.name));
             return Ok(vm);
         }
-        let never_ran = vm.started_at.is_none() && !disk::system(&self.dirs.state.vm(&id), &vm).exists();
+        let never_ran = vm.started_at.is_none() && !disk::system(&self.dirs.state.vm(&vm.id), &vm).exists();
         if never_ran {
             return self.start_first(op, vm, &lock, false).await;
         }

@@ -42,23 +42,21 @@ impl Vms {
     /// # Errors
     /// `not_running`, `cancelled`; a teardown that was not clean.
     pub(crate) async fn stop(self: &Arc<Self>, op: &Op, reference: &str, timeout: Duration) -> Result<Vm> {
-        let id = self.find(reference)?.id;
-        let lock = self.lock(op, &id).await?;
-        self.stop_locked(op, &id, timeout, &lock).await
+        let (vm, lock) = self.locked(op, reference).await?;
+        self.stop_locked(op, &vm, timeout, &lock).await
     }
 
     pub(super) async fn stop_locked(
         self: &Arc<Self>,
         op: &Op,
-        id: &VmId,
+        vm: &Vm,
         timeout: Duration,
         _lock: &VmLock,
     ) -> Result<Vm> {
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
-        let Some(live) = self.live(id).filter(|l| l.machine().exited().is_none()) else {
+        let id = &vm.id;
+        let Some(live) = self.alive(id) else {
             return if matches!(vm.state, VmState::Created | VmState::Stopped | VmState::Error) {
-                Err(not_running(&vm))
+                Err(not_running(vm))
             } else {
                 self.settle(op, id, VmState::Stopped).await
             };
@@ -74,7 +72,7 @@ impl Vms {
             return Err(error);
         }
         // From here on there is no way back: half stopped is stopped.
-        match self.power_down(op, &vm, &live, timeout).await {
+        match self.power_down(op, vm, &live, timeout).await {
             Ok(()) => {
                 op.stage("tear_down", format!("tearing down ({})", vm.name), None);
                 self.settle(op, id, VmState::Stopped).await
@@ -119,9 +117,8 @@ impl Vms {
     /// # Errors
     /// As of both.
     pub(crate) async fn restart(self: &Arc<Self>, op: &Op, reference: &str, timeout: Duration) -> Result<Vm> {
-        let id = self.find(reference)?.id;
-        let lock = self.lock(op, &id).await?;
-        let vm = self.stop_locked(op, &id, timeout, &lock).await?;
+        let (vm, lock) = self.locked(op, reference).await?;
+        let vm = self.stop_locked(op, &vm, timeout, &lock).await?;
         self.start_locked(op, vm, &lock).await
     }
 
@@ -131,11 +128,9 @@ impl Vms {
     /// `not_running`, `invalid_argument` for a signal nobody knows.
     pub(crate) async fn kill(self: &Arc<Self>, op: &Op, reference: &str, signal: Option<&str>) -> Result<Vm> {
         let signal = parse_signal(signal.unwrap_or("KILL"))?;
-        let id = self.find(reference)?.id;
-        let _lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
-        let Some(live) = self.live(&id).filter(|l| l.machine().exited().is_none()) else {
+        let (vm, _lock) = self.locked(op, reference).await?;
+        let id = &vm.id;
+        let Some(live) = self.alive(id) else {
             return Err(not_running(&vm));
         };
         let limit = if signal == Signal::KILL { KILL_LIMIT } else { Duration::from_secs(3) };
@@ -143,10 +138,10 @@ impl Vms {
             live.machine().kill(signal).await?;
             Ok(tokio::time::timeout(limit, live.machine().wait()).await.is_ok())
         };
-        let sent = self.step(op, &id, "signal", send).await;
+        let sent = self.step(op, id, "signal", send).await;
         let ended = live.machine().exited().is_some();
         match sent {
-            Ok(true) => self.settle(op, &id, VmState::Stopped).await,
+            Ok(true) => self.settle(op, id, VmState::Stopped).await,
             Ok(false) if signal == Signal::KILL => Err(survived(vm.name.as_str())),
             Ok(false) => {
                 op.notice(format!("VM '{}' survived the signal and runs on", vm.name));
@@ -154,7 +149,7 @@ impl Vms {
             }
             Err(error) => {
                 if ended {
-                    self.settle(op, &id, VmState::Stopped).await?;
+                    self.settle(op, id, VmState::Stopped).await?;
                 }
                 Err(error)
             }
@@ -166,16 +161,14 @@ impl Vms {
     /// # Errors
     /// `busy` when it runs and `force` is not given.
     pub(crate) async fn delete(self: &Arc<Self>, op: &Op, reference: &str, force: bool) -> Result<Vm> {
-        let id = self.find(reference)?.id;
-        let lock = self.lock(op, &id).await?;
-        let vm = self.find(id.as_str())?;
-        op.about(&vm.name);
-        if !force && self.live(&id).is_some_and(|l| l.machine().exited().is_none()) {
+        let (vm, lock) = self.locked(op, reference).await?;
+        let id = &vm.id;
+        if !force && self.alive(id).is_some() {
             return Err(Error::new(ErrorCode::Busy, format!("VM '{}' is {}", vm.name, vm.state))
                 .with_hint(format!("stop it first, or 'banger vm delete -f {}'", vm.name)));
         }
         op.stage("delete", format!("deleting ({})", vm.name), None);
-        self.delete_locked(op, &id, lock).await?;
+        self.delete_locked(op, id, lock).await?;
         Ok(vm)
     }
 

@@ -56,10 +56,6 @@ impl Vms {
         }
     }
 
-    fn alive(&self, id: &VmId) -> Option<Arc<Live>> {
-        self.live(id).filter(|live| live.machine().exited().is_none())
-    }
-
     /// Boots a VM that is off just as far as its agent, does some work there, and ends it. The VM's lock is held
     /// meanwhile. Nothing is left also when the caller goes away.
     ///
