@@ -108,12 +108,10 @@ pub(super) fn spawn(plan: &Plan<'_>) -> Result<Child, Failure> {
         let begun = plan.group.and_then(|group| clone_into(group, flags, top, arg, &raw mut pidfd));
         begun.unwrap_or_else(|| libc::clone(child, top.cast(), flags, arg, &raw mut pidfd))
     };
-    let failed = (pid <= 0).then(last_errno);
-    // SAFETY: restores the set saved above.
+    // SAFETY: restores the set saved above. It leaves errno alone: what it has to say it returns.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const saved, ptr::null_mut()) };
-    let pid = match (Pid::from_raw(pid), failed) {
-        (Some(pid), None) => pid,
-        (_, errno) => return Err(Failure::Clone(errno.unwrap_or(Errno::AGAIN))),
+    let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else {
+        return Err(Failure::Clone(last_errno()));
     };
     // SAFETY: the kernel made this descriptor for us, with close-on-exec, and nobody else knows it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
