@@ -2,7 +2,6 @@
 //! moment: its disks are copied beside the present ones first, the record that names them is the commit point, and only
 //! then it goes on. Must never leave a VM with one disk of then and one of now.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -326,8 +325,6 @@ fn names(dir: &Path) -> Result<Vec<VmName>> {
 }
 
 fn view(name: VmName, snapshot: &Snapshot) -> SnapshotView {
-    let entries = std::fs::read_dir(snapshot.dir()).into_iter().flatten().flatten();
-    let bytes = entries.filter_map(|e| e.metadata().ok()).map(|m| m.blocks() * 512).sum();
     let kind = if snapshot.has_memory() { SnapshotKind::Full } else { SnapshotKind::Disks };
-    SnapshotView { name, kind, created_at: snapshot.about.taken_at, bytes }
+    SnapshotView { name, kind, created_at: snapshot.about.taken_at, bytes: snapshot.size() }
 }
