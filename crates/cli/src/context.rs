@@ -1,5 +1,9 @@
 //! What every command gets: how to print, and the daemon.
 
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::client::Client;
 use crate::error::Result;
 use crate::output::Output;
@@ -24,5 +28,15 @@ impl Context {
     /// The daemon, started when it is not there.
     pub(crate) fn client(&self) -> Result<Client> {
         Ok(Client::new(Place::from_env()?))
+    }
+
+    /// Asks for a change, shows how it gets on, and has cleared that away when the answer is there.
+    pub(crate) async fn change<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T> {
+        self.client()?.change(method, path, body, &mut self.board.track(None)).await
     }
 }

@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 use std::future::Future;
 
+use hyper::Method;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use crate::client::Client;
+use crate::client::{Client, path};
 use crate::context::Context;
 use crate::error::{CliError, Result};
 
@@ -32,6 +34,33 @@ where
     let mut results = tasks.join_all().await;
     results.sort_by_key(|(index, _)| *index);
     Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// Asks for the same change of several things of a `collection`, each by its reference; shows how each gets on.
+///
+/// # Errors
+/// As of [`each`].
+pub(crate) async fn change<B, T>(
+    context: &Context,
+    collection: &'static str,
+    references: &[String],
+    (method, suffix): (Method, &'static str),
+    body: Option<&B>,
+) -> Result<Vec<Result<T>>>
+where
+    B: Serialize + Clone + Send + Sync + 'static,
+    T: DeserializeOwned + Send + 'static,
+{
+    let several = references.len() > 1;
+    each(&context.client()?, references, |client, reference| {
+        let (method, body) = (method.clone(), body.cloned());
+        let mut progress = context.board.track(several.then_some(&*reference));
+        async move {
+            let path = path(collection, &reference, suffix);
+            client.change(method, &path, body.as_ref(), &mut progress).await
+        }
+    })
+    .await
 }
 
 /// Prints what went well (with `--json` one document: an object for one reference, an array for

@@ -41,9 +41,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     if args.detach {
         return operation::detached("/v1/images/build", &request, context).await;
     }
-    let mut progress = context.board.track(None);
-    let image: Image =
-        context.client()?.change(Method::POST, "/v1/images/build", Some(&request), &mut progress).await?;
-    drop(progress);
+    let image: Image = context.change(Method::POST, "/v1/images/build", Some(&request)).await?;
     super::made(&image, context)
 }

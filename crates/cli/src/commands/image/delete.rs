@@ -5,7 +5,6 @@ use clap::builder::NonEmptyStringValueParser;
 use clap_complete::engine::ArgValueCompleter;
 use hyper::Method;
 
-use crate::client::path;
 use crate::commands::completion;
 use crate::context::Context;
 use crate::error::Result;
@@ -21,16 +20,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
-    let several = args.images.len() > 1;
-    let results = many::each(&client, &args.images, |client, image| {
-        let mut progress = context.board.track(several.then_some(&*image));
-        async move {
-            client.change::<(), Image>(Method::DELETE, &path("images", &image, ""), None, &mut progress).await
-        }
-    })
-    .await?;
-    many::finish(context, &args.images, results, |image| {
+    let results = many::change(context, "images", &args.images, (Method::DELETE, ""), None::<&()>).await?;
+    many::finish(context, &args.images, results, |image: &Image| {
         context.output.notice(&format!("image '{}' is deleted", image.name));
         Ok(())
     })

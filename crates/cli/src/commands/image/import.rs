@@ -22,9 +22,6 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let request = ImportImage { name: args.name, path: existing(&args.source)? };
-    let mut progress = context.board.track(None);
-    let image: Image =
-        context.client()?.change(Method::POST, "/v1/images/import", Some(&request), &mut progress).await?;
-    drop(progress);
+    let image: Image = context.change(Method::POST, "/v1/images/import", Some(&request)).await?;
     super::made(&image, context)
 }

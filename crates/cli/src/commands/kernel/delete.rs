@@ -5,7 +5,6 @@ use clap::builder::NonEmptyStringValueParser;
 use clap_complete::engine::ArgValueCompleter;
 use hyper::Method;
 
-use crate::client::path;
 use crate::commands::completion;
 use crate::context::Context;
 use crate::error::Result;
@@ -21,18 +20,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
-    let several = args.kernels.len() > 1;
-    let results = many::each(&client, &args.kernels, |client, kernel| {
-        let mut progress = context.board.track(several.then_some(&*kernel));
-        async move {
-            client
-                .change::<(), Kernel>(Method::DELETE, &path("kernels", &kernel, ""), None, &mut progress)
-                .await
-        }
-    })
-    .await?;
-    many::finish(context, &args.kernels, results, |kernel| {
+    let results = many::change(context, "kernels", &args.kernels, (Method::DELETE, ""), None::<&()>).await?;
+    many::finish(context, &args.kernels, results, |kernel: &Kernel| {
         context.output.notice(&format!("kernel '{}' is deleted", kernel.name));
         Ok(())
     })

@@ -22,9 +22,6 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let request = ImportKernel { name: args.name, path: existing(&args.source)? };
-    let mut progress = context.board.track(None);
-    let kernel: Kernel =
-        context.client()?.change(Method::POST, "/v1/kernels/import", Some(&request), &mut progress).await?;
-    drop(progress);
+    let kernel: Kernel = context.change(Method::POST, "/v1/kernels/import", Some(&request)).await?;
     super::made(&kernel, context)
 }

@@ -28,9 +28,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     if args.detach {
         return operation::detached("/v1/kernels/pull", &request, context).await;
     }
-    let mut progress = context.board.track(None);
-    let kernel: Kernel =
-        context.client()?.change(Method::POST, "/v1/kernels/pull", Some(&request), &mut progress).await?;
-    drop(progress);
+    let kernel: Kernel = context.change(Method::POST, "/v1/kernels/pull", Some(&request)).await?;
     super::made(&kernel, context)
 }

@@ -30,10 +30,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     if args.detach {
         return operation::detached("/v1/vms", &request, context).await;
     }
-    let mut progress = context.board.track(None);
-    let created: CreatedVm =
-        context.client()?.change(Method::POST, "/v1/vms", Some(&request), &mut progress).await?;
-    drop(progress);
+    let created: CreatedVm = context.change(Method::POST, "/v1/vms", Some(&request)).await?;
     if context.output.json {
         context.output.document(&timings::document(&created, args.timings)?)?;
         return Ok(0);

@@ -3,7 +3,6 @@
 use banger_model::VmView;
 use hyper::Method;
 
-use crate::client::path;
 use crate::commands::args::VmsArg;
 use crate::context::Context;
 use crate::error::Result;
@@ -21,18 +20,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
     let vms = args.which.vms;
     let suffix = if args.force { "?force=true" } else { "" };
-    let several = vms.len() > 1;
-    let results = many::each(&client, &vms, |client, vm| {
-        let mut progress = context.board.track(several.then_some(&*vm));
-        async move {
-            client.change::<(), VmView>(Method::DELETE, &path("vms", &vm, suffix), None, &mut progress).await
-        }
-    })
-    .await?;
-    many::finish(context, &vms, results, |vm| {
+    let results = many::change(context, "vms", &vms, (Method::DELETE, suffix), None::<&()>).await?;
+    many::finish(context, &vms, results, |vm: &VmView| {
         context.output.notice(&format!("'{}' is deleted", vm.name));
         Ok(())
     })

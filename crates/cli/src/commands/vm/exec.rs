@@ -60,7 +60,7 @@ pub(super) async fn in_vm(
     let (request, raw) = exec.into_request(command, terminal)?;
     if refresh.auto_prepare {
         let prepared = tokio::select! {
-            prepared = workspace::refresh(&client, vm, refresh.force, context) => prepared?,
+            prepared = workspace::refresh(vm, refresh.force, context) => prepared?,
             signal = signals.next_ending() => return Err(CliError::interrupted(signal)),
         };
         workspace::tell(&prepared, context);

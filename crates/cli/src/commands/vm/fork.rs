@@ -25,12 +25,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let request = ForkVm { name: args.name, count: args.count };
-    let mut progress = context.board.track(None);
-    let forked: ForkedVm = context
-        .client()?
-        .change(Method::POST, &path("vms", &args.vm.vm, "/fork"), Some(&request), &mut progress)
-        .await?;
-    drop(progress);
+    let url = path("vms", &args.vm.vm, "/fork");
+    let forked: ForkedVm = context.change(Method::POST, &url, Some(&request)).await?;
     context.output.notice(&format!("'{}' stood still for {:.0} ms", args.vm.vm, forked.paused_ms));
     if context.output.json {
         match forked.vms.as_slice() {

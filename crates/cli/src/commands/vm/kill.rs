@@ -4,7 +4,6 @@ use banger_model::VmView;
 use banger_protocol::api::KillVm;
 use hyper::Method;
 
-use crate::client::path;
 use crate::commands::args::VmsArg;
 use crate::context::Context;
 use crate::error::Result;
@@ -21,21 +20,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
     let vms = args.which.vms;
     let request = KillVm { signal: args.signal.map(|s| plain(&s)) };
-    let several = vms.len() > 1;
-    let results = many::each(&client, &vms, |client, vm| {
-        let request = request.clone();
-        let mut progress = context.board.track(several.then_some(&*vm));
-        async move {
-            client
-                .change::<_, VmView>(Method::POST, &path("vms", &vm, "/kill"), Some(&request), &mut progress)
-                .await
-        }
-    })
-    .await?;
-    many::finish(context, &vms, results, |vm| {
+    let results = many::change(context, "vms", &vms, (Method::POST, "/kill"), Some(&request)).await?;
+    many::finish(context, &vms, results, |vm: &VmView| {
         context.output.notice(&format!("'{}' is {}", vm.name, vm.state));
         Ok(())
     })

@@ -3,7 +3,6 @@
 use banger_model::VmView;
 use hyper::Method;
 
-use crate::client::path;
 use crate::commands::args::VmsArg;
 use crate::context::Context;
 use crate::error::Result;
@@ -17,17 +16,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
     let vms = args.which.vms;
-    let several = vms.len() > 1;
-    let results = many::each(&client, &vms, |client, vm| {
-        let mut progress = context.board.track(several.then_some(&*vm));
-        async move {
-            client.change::<(), VmView>(Method::POST, &path("vms", &vm, "/pause"), None, &mut progress).await
-        }
-    })
-    .await?;
-    many::finish(context, &vms, results, |vm| {
+    let results = many::change(context, "vms", &vms, (Method::POST, "/pause"), None::<&()>).await?;
+    many::finish(context, &vms, results, |vm: &VmView| {
         context.output.notice(&format!("'{}' is paused", vm.name));
         Ok(())
     })

@@ -26,12 +26,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let request = RebuildVm { image: args.image, force: args.force };
-    let mut progress = context.board.track(None);
-    let vm: VmView = context
-        .client()?
-        .change(Method::POST, &path("vms", &args.vm.vm, "/rebuild"), Some(&request), &mut progress)
-        .await?;
-    drop(progress);
+    let url = path("vms", &args.vm.vm, "/rebuild");
+    let vm: VmView = context.change(Method::POST, &url, Some(&request)).await?;
     if context.output.json {
         context.output.document(&vm)?;
         return Ok(0);

@@ -69,18 +69,9 @@ pub(crate) async fn run(mut args: Args, context: &Context) -> Result<u8> {
     };
     let client = context.client()?;
     if dry_run {
-        let plan = until_signal(&mut signals, async {
-            let mut progress = context.board.track(None);
-            client
-                .change::<_, PreparePlan>(
-                    Method::POST,
-                    "/v1/workspace/plan",
-                    repository.as_ref(),
-                    &mut progress,
-                )
-                .await
-        });
-        return workspace::show_plan(&plan.await?, context);
+        let plan = context.change(Method::POST, "/v1/workspace/plan", repository.as_ref());
+        let plan: PreparePlan = until_signal(&mut signals, plan).await?;
+        return workspace::show_plan(&plan, context);
     }
     args.terminal.tty |= args.command.is_empty() && terminal::stdin_is_terminal();
     let interactive = args.terminal.tty;

@@ -77,12 +77,8 @@ impl SnapshotCommand {
 
 async fn create(args: CreateArgs, context: &Context) -> Result<u8> {
     let request = CreateSnapshot { name: args.name, disk_only: args.disk_only };
-    let mut progress = context.board.track(None);
-    let made: SnapshotView = context
-        .client()?
-        .change(Method::POST, &path("vms", &args.vm.vm, "/snapshots"), Some(&request), &mut progress)
-        .await?;
-    drop(progress);
+    let url = path("vms", &args.vm.vm, "/snapshots");
+    let made: SnapshotView = context.change(Method::POST, &url, Some(&request)).await?;
     if context.output.json {
         context.output.document(&made)?;
     } else {
@@ -104,10 +100,8 @@ async fn list(args: ListArgs, context: &Context) -> Result<u8> {
 }
 
 async fn restore(args: RestoreArgs, context: &Context) -> Result<u8> {
-    let mut progress = context.board.track(None);
-    let route = path("vms", &args.vm.vm, &format!("/snapshots/{}/restore", args.name));
-    let vm: VmView = context.client()?.change::<(), _>(Method::POST, &route, None, &mut progress).await?;
-    drop(progress);
+    let url = path("vms", &args.vm.vm, &format!("/snapshots/{}/restore", args.name));
+    let vm: VmView = context.change(Method::POST, &url, None::<&()>).await?;
     if context.output.json {
         context.output.document(&vm)?;
     } else {
@@ -117,11 +111,8 @@ async fn restore(args: RestoreArgs, context: &Context) -> Result<u8> {
 }
 
 async fn delete(args: DeleteArgs, context: &Context) -> Result<u8> {
-    let mut progress = context.board.track(None);
-    let route = path("vms", &args.vm.vm, &format!("/snapshots/{}", args.name));
-    let gone: SnapshotView =
-        context.client()?.change::<(), _>(Method::DELETE, &route, None, &mut progress).await?;
-    drop(progress);
+    let url = path("vms", &args.vm.vm, &format!("/snapshots/{}", args.name));
+    let gone: SnapshotView = context.change(Method::DELETE, &url, None::<&()>).await?;
     if context.output.json {
         context.output.document(&gone)?;
     } else {

@@ -26,25 +26,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
     let vms = args.which.vms;
     if args.detach {
-        let begun = many::each(&client, &vms, |client, vm| async move {
+        let begun = many::each(&context.client()?, &vms, |client, vm| async move {
             client.detached::<(), OperationView>(Method::POST, &path("vms", &vm, "/start"), None).await
         })
         .await?;
         return many::finish(context, &vms, begun, |begun| operation::begun(begun, context));
     }
-    let several = vms.len() > 1;
-    let results = many::each(&client, &vms, |client, vm| {
-        let mut progress = context.board.track(several.then_some(&*vm));
-        async move {
-            client
-                .change::<(), CreatedVm>(Method::POST, &path("vms", &vm, "/start"), None, &mut progress)
-                .await
-        }
-    })
-    .await?;
+    let results: Vec<Result<CreatedVm>> =
+        many::change(context, "vms", &vms, (Method::POST, "/start"), None::<&()>).await?;
     if context.output.json {
         let documents =
             results.into_iter().map(|r| r.and_then(|c| timings::document(&c, args.timings))).collect();

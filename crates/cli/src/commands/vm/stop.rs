@@ -6,7 +6,6 @@ use banger_model::{VmView, parse_duration};
 use banger_protocol::api::StopVm;
 use hyper::Method;
 
-use crate::client::path;
 use crate::commands::args::VmsArg;
 use crate::context::Context;
 use crate::error::Result;
@@ -37,13 +36,6 @@ pub(super) async fn act(
     timeout: Option<Duration>,
     context: &Context,
 ) -> Result<Vec<Result<VmView>>> {
-    let client = context.client()?;
     let request = StopVm { timeout_ms: timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)) };
-    let several = vms.len() > 1;
-    let results = many::each(&client, vms, |client, vm| {
-        let request = request.clone();
-        let mut progress = context.board.track(several.then_some(&*vm));
-        async move { client.change(Method::POST, &path("vms", &vm, suffix), Some(&request), &mut progress).await }
-    });
-    results.await
+    many::change(context, "vms", vms, (Method::POST, suffix), Some(&request)).await
 }

@@ -4,7 +4,6 @@ use banger_protocol::api::TemplateView;
 use clap::builder::NonEmptyStringValueParser;
 use hyper::Method;
 
-use crate::client::path;
 use crate::context::Context;
 use crate::error::Result;
 use crate::many;
@@ -18,17 +17,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
-    let several = args.templates.len() > 1;
-    let results = many::each(&client, &args.templates, |client, template| {
-        let mut progress = context.board.track(several.then_some(&*template));
-        async move {
-            let url = path("templates", &template, "");
-            client.change::<(), TemplateView>(Method::DELETE, &url, None, &mut progress).await
-        }
-    })
-    .await?;
-    many::finish(context, &args.templates, results, |template| {
+    let results =
+        many::change(context, "templates", &args.templates, (Method::DELETE, ""), None::<&()>).await?;
+    many::finish(context, &args.templates, results, |template: &TemplateView| {
         context.output.notice(&format!("template '{}' is deleted", template.id));
         Ok(())
     })

@@ -16,11 +16,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
-    let mut progress = context.board.track(None);
     let request = PruneTemplates { all: args.all };
-    let done: PrunedTemplates =
-        client.change(Method::POST, "/v1/templates/prune", Some(&request), &mut progress).await?;
+    let done: PrunedTemplates = context.change(Method::POST, "/v1/templates/prune", Some(&request)).await?;
     if context.output.json {
         context.output.document(&done)?;
         return Ok(0);

@@ -22,11 +22,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
-    let client = context.client()?;
-    let mut progress = context.board.track(None);
     let request = SaveTemplate { vm: args.vm.vm, name: args.name };
-    let saved: TemplateView =
-        client.change(Method::POST, "/v1/templates", Some(&request), &mut progress).await?;
+    let saved: TemplateView = context.change(Method::POST, "/v1/templates", Some(&request)).await?;
     if context.output.json {
         context.output.document(&saved)?;
     } else {

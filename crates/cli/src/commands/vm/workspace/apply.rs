@@ -55,10 +55,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
         dry_run: args.dry_run,
     };
     let url = client::path("vms", &args.which.vm, "/workspace/apply");
-    let mut progress = context.board.track(None);
-    let done: ApplySummary =
-        context.client()?.change(Method::POST, &url, Some(&request), &mut progress).await?;
-    drop(progress);
+    let done: ApplySummary = context.change(Method::POST, &url, Some(&request)).await?;
     if context.output.json {
         context.output.document(&done)?;
     } else {

@@ -8,7 +8,7 @@ use banger_protocol::api::{PreparePlan, Prepared};
 use clap::Subcommand;
 use hyper::Method;
 
-use crate::client::{Client, path};
+use crate::client::path;
 use crate::context::Context;
 use crate::error::Result;
 use crate::table::{fields, or_dash, size};
@@ -32,10 +32,9 @@ impl WorkspaceCommand {
 }
 
 /// Brings a VM's workspace up to date, as it was prepared.
-pub(super) async fn refresh(client: &Client, vm: &str, force: bool, context: &Context) -> Result<Prepared> {
+pub(super) async fn refresh(vm: &str, force: bool, context: &Context) -> Result<Prepared> {
     let query = if force { "/workspace/refresh?force=true" } else { "/workspace/refresh" };
-    let mut progress = context.board.track(None);
-    client.change(Method::POST, &path("vms", vm, query), None::<&()>, &mut progress).await
+    context.change(Method::POST, &path("vms", vm, query), None::<&()>).await
 }
 
 /// Says what a prepare did.

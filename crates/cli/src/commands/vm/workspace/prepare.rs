@@ -32,18 +32,13 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let dry_run = args.workspace.dry_run;
     let request = args.workspace.into_request(&args.path.unwrap_or_else(|| ".".into()))?;
-    let client = context.client()?;
-    let mut progress = context.board.track(None);
     if dry_run {
-        let plan: PreparePlan =
-            client.change(Method::POST, "/v1/workspace/plan", Some(&request), &mut progress).await?;
-        drop(progress);
+        let plan: PreparePlan = context.change(Method::POST, "/v1/workspace/plan", Some(&request)).await?;
         return show_plan(&plan, context);
     }
     let query = if args.force { "/workspace/prepare?force=true" } else { "/workspace/prepare" };
     let url = client::path("vms", &args.which.vm, query);
-    let prepared: Prepared = client.change(Method::POST, &url, Some(&request), &mut progress).await?;
-    drop(progress);
+    let prepared: Prepared = context.change(Method::POST, &url, Some(&request)).await?;
     if context.output.json {
         context.output.document(&prepared)?;
     } else {
