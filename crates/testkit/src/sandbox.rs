@@ -155,6 +155,12 @@ impl Sandbox {
         self.root.join("run")
     }
 
+    /// The user's home.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.root.join("home")
+    }
+
     /// A directory for the test's own files.
     #[must_use]
     pub fn work(&self, name: &str) -> PathBuf {

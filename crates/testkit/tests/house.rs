@@ -146,27 +146,47 @@ fn documents_point_at_files_that_are_there() {
     assert_eq!(dead, Vec::<String>::new());
 }
 
-/// Every line of the table of threats names a test, and there is such a test.
-#[test]
-fn every_threat_that_is_said_to_be_met_has_a_test_that_exists() {
-    let text = std::fs::read_to_string(workspace_dir().join("docs/security.md")).unwrap();
-    let rows: Vec<&str> = text
-        .lines()
-        .skip_while(|line| !line.starts_with("| threat |"))
-        .skip(2)
-        .take_while(|line| line.starts_with('|'))
-        .collect();
-    assert!(rows.len() > 10, "the table is gone");
-    let sources: String = banger_testkit::tree::walk(&workspace_dir().join("crates"))
+/// The rows of the table in a document that begins with `head`.
+fn rows(document: &str, head: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(workspace_dir().join("docs").join(document)).unwrap();
+    let table = text.lines().skip_while(|line| !line.starts_with(head));
+    table.skip(2).take_while(|line| line.starts_with('|')).map(str::to_owned).collect()
+}
+
+/// The tests that a row names in its last column; there must be such tests.
+fn tests_of<'a>(row: &'a str, sources: &str) -> Vec<&'a str> {
+    let tests: Vec<&str> = row.rsplit('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect();
+    for test in &tests {
+        assert!(sources.contains(&format!("fn {test}(")), "there is no test '{test}': {row}");
+    }
+    tests
+}
+
+fn sources() -> String {
+    banger_testkit::tree::walk(&workspace_dir().join("crates"))
         .into_iter()
         .filter(|entry| entry.path.extension().is_some_and(|e| e == "rs"))
         .map(|entry| std::fs::read_to_string(entry.path).unwrap())
-        .collect();
+        .collect()
+}
+
+#[test]
+fn every_threat_that_is_said_to_be_met_has_a_test_that_exists() {
+    let (rows, sources) = (rows("security.md", "| threat |"), sources());
+    assert!(rows.len() > 10, "the table is gone");
     for row in rows {
-        let tests: Vec<&str> = row.split('|').nth(3).unwrap().split('`').skip(1).step_by(2).collect();
-        assert!(!tests.is_empty(), "no test: {row}");
-        for test in tests {
-            assert!(sources.contains(&format!("fn {test}(")), "there is no test '{test}': {row}");
-        }
+        assert!(!tests_of(&row, &sources).is_empty(), "no test: {row}");
+    }
+}
+
+#[test]
+fn every_lesson_is_held_by_a_test_or_by_the_design() {
+    let (rows, sources) = (rows("lessons.md", "| | what failed"), sources());
+    assert_eq!(rows.len(), 62, "the table is cut");
+    for (row, number) in rows.iter().zip(1..) {
+        let columns: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(columns[1], number.to_string(), "out of order: {row}");
+        let held = !tests_of(row, &sources).is_empty() || !columns[3].is_empty();
+        assert!(held && !columns[2].is_empty(), "neither a test nor a reason: {row}");
     }
 }

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use banger_testkit::{Sandbox, Vm, tree, wait};
@@ -162,8 +164,41 @@ fn files_and_sockets_are_private_from_birth() {
             }
         }
     }
+    // Nobody but who may open our sockets can speak to any of our processes.
+    let listening: Vec<String> = sandbox.processes().iter().flat_map(|p| listens(&p.key)).collect();
+    let home: Vec<_> = tree::walk(&sandbox.home()).into_iter().map(|entry| entry.path).collect();
     sandbox.existing("private").delete();
     assert_eq!(open, Vec::<String>::new());
+    assert_eq!(listening, Vec::<String>::new());
+    assert_eq!(home, Vec::<std::path::PathBuf>::new(), "the user's home is the user's");
+}
+
+/// The TCP addresses at which a process waits for connections, in its own network.
+fn listens(pid: &str) -> Vec<String> {
+    const LISTEN: &str = "0A";
+    let proc = Path::new("/proc").join(pid);
+    let sockets: BTreeSet<String> = fs::read_dir(proc.join("fd"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter_map(|to| Some(to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let mut found = Vec::new();
+    for table in ["net/tcp", "net/tcp6"] {
+        for line in fs::read_to_string(proc.join(table)).unwrap_or_default().lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if fields.get(3) == Some(&LISTEN) && fields.get(9).is_some_and(|inode| sockets.contains(*inode)) {
+                found.push(format!("{pid} listens at {}", fields[1]));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_process_that_listens_is_seen() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    assert_eq!(listens(&std::process::id().to_string()).len(), 1, "{socket:?}");
 }
 
 #[test]

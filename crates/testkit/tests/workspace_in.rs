@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use banger_testkit::repo::Repo;
-use banger_testkit::{Output, Run, Sandbox};
+use banger_testkit::{Output, Run, Running, Sandbox};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -233,13 +233,12 @@ fn an_interrupted_prepare_and_a_full_disk_leave_nothing_in_the_guest() {
     let run = prepare(&sandbox, "work", repo.dir()).start();
     let begun =
         |vm: &banger_testkit::Vm<'_>| vm.sh("ls -A /root/.banger-new-repo 2>/dev/null").go().text().len() > 2;
-    while !begun(&vm) {
-        assert!(
-            run.stderr_so_far().is_empty() || !run.stderr_so_far().contains("error"),
-            "{}",
-            run.stderr_so_far()
-        );
-    }
+    let until_begun = |run: &Running| {
+        while !begun(&vm) {
+            assert!(!run.stderr_so_far().contains("error"), "{}", run.stderr_so_far());
+        }
+    };
+    until_begun(&run);
     run.signal(rustix::process::Signal::INT);
     let ended = run.wait();
     assert!(ended.code() != 0, "{ended}");
@@ -247,6 +246,16 @@ fn an_interrupted_prepare_and_a_full_disk_leave_nothing_in_the_guest() {
         vm.sh("ls -A /root | grep -c 'repo'; true").go().ok().text() == "0"
     });
     assert!(vm.show()["workspace"].is_null());
+
+    // A copy under way keeps nobody from stopping the VM.
+    let run = prepare(&sandbox, "work", repo.dir()).start();
+    until_begun(&run);
+    vm.verb("stop", &[]).ok().done();
+    let ended = run.wait();
+    assert!(ended.code() != 0, "{ended}");
+    vm.verb("start", &[]).ok().done();
+    assert!(vm.show()["workspace"].is_null());
+    assert_eq!(vm.sh("ls -A /root | grep -cx repo; true").go().ok().text(), "0");
 
     // A small file system at the place it would go to.
     vm.sh("mkdir -p /small && mount -t tmpfs -o size=8M none /small").go().ok().done();
