@@ -1,16 +1,14 @@
 //! Routes about images and kernels.
 
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
 use axum::response::Response;
 use banger_model::{Image, Kernel};
 use banger_protocol::api::{
     AvailableKernel, BuildImage, ErrorEnvelope, ImportImage, ImportKernel, PullKernel,
 };
 
-use super::respond::{Asked, Failure, operation};
+use super::respond::{Asked, Failure};
 use super::{App, Required};
-use crate::op::Op;
 
 /// All images.
 #[utoipa::path(get, path = "/v1/images", responses((status = 200, body = Vec<Image>)))]
@@ -31,43 +29,29 @@ pub(crate) async fn show_image(
 /// Deletes an image that no VM uses.
 #[utoipa::path(delete, path = "/v1/images/{image}", params(("image" = String, Path)),
     responses((status = 200, body = Image), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn delete_image(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path(image): Path<String>,
-) -> Response {
-    let operations = daemon.operations.clone();
-    let asked = Asked { operations: &operations, kind: "image_delete", vm: None, headers: &headers };
-    let work = move |_: Op| async move { daemon.artifacts.delete_image(&image) };
-    operation(asked, work).await
+pub(crate) async fn delete_image(asked: Asked, Path(image): Path<String>) -> Response {
+    asked.operation("image_delete", |daemon, _| async move { daemon.artifacts.delete_image(&image) }).await
 }
 
 /// Builds an image.
 #[utoipa::path(post, path = "/v1/images/build", request_body = BuildImage,
     responses((status = 200, body = Image), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn build_image(
-    State(daemon): App,
-    headers: HeaderMap,
-    Required(request): Required<BuildImage>,
-) -> Response {
-    let operations = daemon.operations.clone();
-    let asked = Asked { operations: &operations, kind: "image_build", vm: None, headers: &headers };
-    let work = move |op: Op| async move { daemon.artifacts.build(&op, &request).await };
-    operation(asked, work).await
+pub(crate) async fn build_image(asked: Asked, Required(request): Required<BuildImage>) -> Response {
+    asked
+        .operation("image_build", |daemon, op| async move { daemon.artifacts.build(&op, &request).await })
+        .await
 }
 
 /// Takes in a directory, tar archive or squashfs file.
 #[utoipa::path(post, path = "/v1/images/import", request_body = ImportImage,
     responses((status = 200, body = Image), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn import_image(
-    State(daemon): App,
-    headers: HeaderMap,
-    Required(request): Required<ImportImage>,
-) -> Response {
-    let operations = daemon.operations.clone();
-    let asked = Asked { operations: &operations, kind: "image_import", vm: None, headers: &headers };
-    let work = move |op: Op| async move { daemon.artifacts.import_image(&op, request).await };
-    operation(asked, work).await
+pub(crate) async fn import_image(asked: Asked, Required(request): Required<ImportImage>) -> Response {
+    asked
+        .operation(
+            "image_import",
+            |daemon, op| async move { daemon.artifacts.import_image(&op, request).await },
+        )
+        .await
 }
 
 /// All kernels.
@@ -97,41 +81,35 @@ pub(crate) async fn show_kernel(
 /// Deletes a kernel that no VM uses.
 #[utoipa::path(delete, path = "/v1/kernels/{kernel}", params(("kernel" = String, Path)),
     responses((status = 200, body = Kernel), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn delete_kernel(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path(kernel): Path<String>,
-) -> Response {
-    let operations = daemon.operations.clone();
-    let asked = Asked { operations: &operations, kind: "kernel_delete", vm: None, headers: &headers };
-    let work = move |op: Op| async move { daemon.artifacts.delete_kernel(&op, &kernel).await };
-    operation(asked, work).await
+pub(crate) async fn delete_kernel(asked: Asked, Path(kernel): Path<String>) -> Response {
+    asked
+        .operation(
+            "kernel_delete",
+            |daemon, op| async move { daemon.artifacts.delete_kernel(&op, &kernel).await },
+        )
+        .await
 }
 
 /// Pulls a kernel of the catalog.
 #[utoipa::path(post, path = "/v1/kernels/pull", request_body = PullKernel,
     responses((status = 200, body = Kernel), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn pull_kernel(
-    State(daemon): App,
-    headers: HeaderMap,
-    Required(request): Required<PullKernel>,
-) -> Response {
-    let operations = daemon.operations.clone();
-    let asked = Asked { operations: &operations, kind: "kernel_pull", vm: None, headers: &headers };
-    let work = move |op: Op| async move { daemon.artifacts.pull_kernel(&op, request).await };
-    operation(asked, work).await
+pub(crate) async fn pull_kernel(asked: Asked, Required(request): Required<PullKernel>) -> Response {
+    asked
+        .operation(
+            "kernel_pull",
+            |daemon, op| async move { daemon.artifacts.pull_kernel(&op, request).await },
+        )
+        .await
 }
 
 /// Takes in a kernel from a directory.
 #[utoipa::path(post, path = "/v1/kernels/import", request_body = ImportKernel,
     responses((status = 200, body = Kernel), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn import_kernel(
-    State(daemon): App,
-    headers: HeaderMap,
-    Required(request): Required<ImportKernel>,
-) -> Response {
-    let operations = daemon.operations.clone();
-    let asked = Asked { operations: &operations, kind: "kernel_import", vm: None, headers: &headers };
-    let work = move |op: Op| async move { daemon.artifacts.import_kernel(&op, request).await };
-    operation(asked, work).await
+pub(crate) async fn import_kernel(asked: Asked, Required(request): Required<ImportKernel>) -> Response {
+    asked
+        .operation(
+            "kernel_import",
+            |daemon, op| async move { daemon.artifacts.import_kernel(&op, request).await },
+        )
+        .await
 }

@@ -1,36 +1,28 @@
 //! Routes for a VM's moments: forks that go on from the present one, and snapshots of it.
 
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
 use axum::response::Response;
 use banger_model::{VmName, VmView};
 use banger_protocol::api::{CreateSnapshot, ErrorBody, ErrorEnvelope, ForkVm, ForkedVm, SnapshotView};
 
-use super::respond::{Asked, Failure, operation};
+use super::respond::{Asked, Failure};
 use super::{App, Json, Required};
-use crate::op::Op;
 
 /// Lets new VMs go on from where one is, each as a machine of its own.
 #[utoipa::path(post, path = "/v1/vms/{vm}/fork", params(("vm" = String, Path)), request_body = ForkVm,
     responses((status = 200, body = ForkedVm), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn fork(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path(vm): Path<String>,
-    Json(request): Json<ForkVm>,
-) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "fork", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let forked = daemon.vms.fork(&op, &vm, &request).await?;
-        let failed = |error| ErrorBody::new(error, Some(op.id().clone()));
-        Ok(ForkedVm {
-            vms: forked.children.into_iter().map(|vm| daemon.vms.view(vm)).collect(),
-            failed: forked.failures.into_iter().map(failed).collect(),
-            paused_ms: forked.still.as_secs_f64() * 1000.0,
+pub(crate) async fn fork(asked: Asked, Path(vm): Path<String>, Json(request): Json<ForkVm>) -> Response {
+    asked
+        .of_vm("fork", vm, |daemon, op, vm| async move {
+            let forked = daemon.vms.fork(&op, &vm, &request).await?;
+            let failed = |error| ErrorBody::new(error, Some(op.id().clone()));
+            Ok(ForkedVm {
+                vms: forked.children.into_iter().map(|vm| daemon.vms.view(vm)).collect(),
+                failed: forked.failures.into_iter().map(failed).collect(),
+                paused_ms: forked.still.as_secs_f64() * 1000.0,
+            })
         })
-    };
-    operation(asked, work).await
+        .await
 }
 
 /// A VM's snapshots, oldest first.
@@ -47,53 +39,40 @@ pub(crate) async fn list_snapshots(
 #[utoipa::path(post, path = "/v1/vms/{vm}/snapshots", params(("vm" = String, Path)), request_body = CreateSnapshot,
     responses((status = 200, body = SnapshotView), (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn create_snapshot(
-    State(daemon): App,
-    headers: HeaderMap,
+    asked: Asked,
     Path(vm): Path<String>,
     Required(request): Required<CreateSnapshot>,
 ) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked =
-        Asked { operations: &operations, kind: "snapshot_create", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move { daemon.vms.create_snapshot(&op, &vm, &request).await };
-    operation(asked, work).await
+    asked
+        .of_vm("snapshot_create", vm, |daemon, op, vm| async move {
+            daemon.vms.create_snapshot(&op, &vm, &request).await
+        })
+        .await
 }
 
 /// Puts a VM back to a snapshot's moment.
 #[utoipa::path(post, path = "/v1/vms/{vm}/snapshots/{snapshot}/restore",
     params(("vm" = String, Path), ("snapshot" = String, Path)),
     responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn restore_snapshot(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path((vm, snapshot)): Path<(String, String)>,
-) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked =
-        Asked { operations: &operations, kind: "snapshot_restore", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let name: VmName = snapshot.parse()?;
-        let vm = daemon.vms.restore_snapshot(&op, &vm, &name).await?;
-        Ok(daemon.vms.view(vm))
-    };
-    operation(asked, work).await
+pub(crate) async fn restore_snapshot(asked: Asked, Path((vm, snapshot)): Path<(String, String)>) -> Response {
+    asked
+        .of_vm("snapshot_restore", vm, |daemon, op, vm| async move {
+            let name: VmName = snapshot.parse()?;
+            let vm = daemon.vms.restore_snapshot(&op, &vm, &name).await?;
+            Ok(daemon.vms.view(vm))
+        })
+        .await
 }
 
 /// Forgets a snapshot.
 #[utoipa::path(delete, path = "/v1/vms/{vm}/snapshots/{snapshot}",
     params(("vm" = String, Path), ("snapshot" = String, Path)),
     responses((status = 200, body = SnapshotView), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn delete_snapshot(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path((vm, snapshot)): Path<(String, String)>,
-) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked =
-        Asked { operations: &operations, kind: "snapshot_delete", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let name: VmName = snapshot.parse()?;
-        daemon.vms.delete_snapshot(&op, &vm, &name).await
-    };
-    operation(asked, work).await
+pub(crate) async fn delete_snapshot(asked: Asked, Path((vm, snapshot)): Path<(String, String)>) -> Response {
+    asked
+        .of_vm("snapshot_delete", vm, |daemon, op, vm| async move {
+            let name: VmName = snapshot.parse()?;
+            daemon.vms.delete_snapshot(&op, &vm, &name).await
+        })
+        .await
 }

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use banger_model::Error;
 use banger_protocol::api::{ApplyRequest, ApplySummary, EXPORT, ErrorEnvelope, ExportRequest};
@@ -10,9 +10,8 @@ use futures_util::FutureExt;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
-use super::respond::{Asked, Failure, operation, with_op};
+use super::respond::{Asked, Failure, with_op};
 use super::{App, Json};
-use crate::op::Op;
 
 /// What the guest did, as a patch: one line of JSON, then the patch. A VM that is off is booted as far as its agent.
 #[utoipa::path(post, path = "/v1/vms/{vm}/workspace/export", params(("vm" = String, Path)),
@@ -52,13 +51,13 @@ pub(crate) async fn export(
 #[utoipa::path(post, path = "/v1/vms/{vm}/workspace/apply", params(("vm" = String, Path)),
     request_body = ApplyRequest, responses((status = 200, body = ApplySummary), (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn apply(
-    State(daemon): App,
-    headers: HeaderMap,
+    asked: Asked,
     Path(vm): Path<String>,
     Json(request): Json<ApplyRequest>,
 ) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "apply", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move { crate::workspace::apply(&daemon, &op, &vm, request).await };
-    operation(asked, work).await
+    asked
+        .of_vm("apply", vm, |daemon, op, vm| async move {
+            crate::workspace::apply(&daemon, &op, &vm, request).await
+        })
+        .await
 }

@@ -1,11 +1,14 @@
 //! How a request becomes an operation and its outcome a response.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use banger_model::{Error, ErrorCode, OpId, Result};
+use banger_model::{Error, ErrorCode, OpId, Result, Vm};
 use banger_protocol::api::{DETACH, ErrorBody, ErrorEnvelope, Event, NDJSON, OP_HEADER, PREFER};
 use bytes::Bytes;
 use futures_util::stream;
@@ -14,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 use tracing::Instrument;
 
+use crate::daemon::Daemon;
 use crate::op::{EVENT_BACKLOG, Op, fresh_id};
-use crate::operations::Operations;
 
 /// A failed request: HTTP status, the op header and the error's JSON.
 #[derive(Debug)]
@@ -95,95 +98,145 @@ pub(crate) async fn identified(request: axum::extract::Request, next: axum::midd
     response
 }
 
-/// What an operation's request says about it.
-pub(super) struct Asked<'a> {
-    /// Where operations are listed.
-    pub(super) operations: &'a Arc<Operations>,
-    /// The operation's kind.
-    pub(super) kind: &'static str,
-    /// What the request calls the VM, if it names one.
-    pub(super) vm: Option<&'a str>,
+/// A request for a change: what it is made to, and how its client wants to hear of it.
+#[derive(Debug)]
+pub(super) struct Asked {
+    daemon: Arc<Daemon>,
+    headers: HeaderMap,
+}
+
+impl FromRequestParts<Arc<Daemon>> for Asked {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        daemon: &Arc<Daemon>,
+    ) -> std::result::Result<Self, Infallible> {
+        Ok(Self { daemon: daemon.clone(), headers: parts.headers.clone() })
+    }
+}
+
+impl Asked {
     /// Its headers.
-    pub(super) headers: &'a HeaderMap,
-}
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
 
-/// Runs `work` as an operation and answers with its result, or, when the client accepts
-/// [`NDJSON`], with its events as they happen. The client going away cancels the operation, unless it asked for one
-/// that goes on without it ([`DETACH`]): then it is answered at once.
-pub(super) async fn operation<T, Fut>(
-    asked: Asked<'_>,
-    work: impl FnOnce(Op) -> Fut + Send + 'static,
-) -> Response
-where
-    T: Serialize + Send + 'static,
-    Fut: Future<Output = Result<T>> + Send + 'static,
-{
-    operation_and_hold(asked, work, |_, _| std::future::ready(())).await
-}
+    /// Runs `work` as an operation and answers with its result, or, when the client accepts
+    /// [`NDJSON`], with its events as they happen. The client going away cancels the operation, unless it asked for
+    /// one that goes on without it ([`DETACH`]): then it is answered at once.
+    pub(super) async fn operation<T, Fut>(
+        self,
+        kind: &'static str,
+        work: impl FnOnce(Arc<Daemon>, Op) -> Fut + Send + 'static,
+    ) -> Response
+    where
+        T: Serialize + Send + 'static,
+        Fut: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.operation_and_hold(kind, None, work, |_, _, _| std::future::ready(())).await
+    }
 
-/// Like [`operation`]; when it succeeded, `hold` runs after the result was sent, with the event
-/// stream still open and the operation's token cancelled when the client closes it.
-pub(super) async fn operation_and_hold<T, Fut, Hold>(
-    asked: Asked<'_>,
-    work: impl FnOnce(Op) -> Fut + Send + 'static,
-    hold: impl FnOnce(Op, T) -> Hold + Send + 'static,
-) -> Response
-where
-    T: Serialize + Send + 'static,
-    Fut: Future<Output = Result<T>> + Send + 'static,
-    Hold: Future<Output = ()> + Send + 'static,
-{
-    let Asked { operations, kind, vm, headers } = asked;
-    let detached = wants_detached(headers);
-    let streaming = !detached && accepts_ndjson(headers);
-    let (sender, receiver) = mpsc::channel(EVENT_BACKLOG);
-    let op = operations.begin(kind, vm, streaming.then(|| sender.clone()));
-    let span = tracing::info_span!("op", op_id = op.id().as_str(), operation = kind);
-    let guard = op.cancel_token().clone().drop_guard();
-    let (done, outcome) = tokio::sync::oneshot::channel();
-    let task = {
-        let op = op.clone();
-        async move {
-            tracing::debug!("operation started");
-            match work(op.clone()).await {
-                Ok(value) => {
-                    tracing::info!(ms = op.elapsed_ms(), "operation done");
-                    op.end(None);
-                    let json = serde_json::to_value(&value).map_err(|e| Error::internal(e.to_string()));
-                    let sent = json.map_err(|e| ErrorBody::new(e, Some(op.id().clone())));
-                    let _ = done.send(sent);
-                    hold(op, value).await;
+    /// The same about the VM that a reference means.
+    pub(super) async fn of_vm<T, Fut>(
+        self,
+        kind: &'static str,
+        vm: String,
+        work: impl FnOnce(Arc<Daemon>, Op, String) -> Fut + Send + 'static,
+    ) -> Response
+    where
+        T: Serialize + Send + 'static,
+        Fut: Future<Output = Result<T>> + Send + 'static,
+    {
+        let reference = vm.clone();
+        let work = |daemon, op| work(daemon, op, vm);
+        self.operation_and_hold(kind, Some(&reference), work, |_, _, _| std::future::ready(())).await
+    }
+
+    /// The same for what leaves a VM: the answer is how that one is now.
+    pub(super) async fn change<Fut>(
+        self,
+        kind: &'static str,
+        vm: String,
+        work: impl FnOnce(Arc<Daemon>, Op, String) -> Fut + Send + 'static,
+    ) -> Response
+    where
+        Fut: Future<Output = Result<Vm>> + Send + 'static,
+    {
+        self.of_vm(kind, vm, |daemon, op, vm| async move {
+            let changed = work(daemon.clone(), op, vm).await?;
+            Ok(daemon.vms.view(changed))
+        })
+        .await
+    }
+
+    /// Like [`Asked::operation`]; when it succeeded, `hold` runs after the result was sent, with the event
+    /// stream still open and the operation's token cancelled when the client closes it.
+    pub(super) async fn operation_and_hold<T, Fut, Hold>(
+        self,
+        kind: &'static str,
+        vm: Option<&str>,
+        work: impl FnOnce(Arc<Daemon>, Op) -> Fut + Send + 'static,
+        hold: impl FnOnce(Arc<Daemon>, Op, T) -> Hold + Send + 'static,
+    ) -> Response
+    where
+        T: Serialize + Send + 'static,
+        Fut: Future<Output = Result<T>> + Send + 'static,
+        Hold: Future<Output = ()> + Send + 'static,
+    {
+        let Self { daemon, headers } = self;
+        let detached = wants_detached(&headers);
+        let streaming = !detached && accepts_ndjson(&headers);
+        let (sender, receiver) = mpsc::channel(EVENT_BACKLOG);
+        let op = daemon.operations.begin(kind, vm, streaming.then(|| sender.clone()));
+        let span = tracing::info_span!("op", op_id = op.id().as_str(), operation = kind);
+        let guard = op.cancel_token().clone().drop_guard();
+        let (done, outcome) = tokio::sync::oneshot::channel();
+        let task = {
+            let op = op.clone();
+            async move {
+                tracing::debug!("operation started");
+                match work(daemon.clone(), op.clone()).await {
+                    Ok(value) => {
+                        tracing::info!(ms = op.elapsed_ms(), "operation done");
+                        op.end(None);
+                        let json = serde_json::to_value(&value).map_err(|e| Error::internal(e.to_string()));
+                        let sent = json.map_err(|e| ErrorBody::new(e, Some(op.id().clone())));
+                        let _ = done.send(sent);
+                        hold(daemon, op, value).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(ms = op.elapsed_ms(), code = %error.code, error = %error, "operation failed");
+                        let error = ErrorBody::new(error, Some(op.id().clone()));
+                        op.end(Some(&error));
+                        let _ = done.send(Err(error));
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(ms = op.elapsed_ms(), code = %error.code, error = %error, "operation failed");
-                    let error = ErrorBody::new(error, Some(op.id().clone()));
-                    op.end(Some(&error));
-                    let _ = done.send(Err(error));
+                drop(sender);
+            }
+        };
+        tokio::spawn(task.instrument(span));
+        let response = if detached {
+            drop(guard.disarm());
+            (StatusCode::ACCEPTED, axum::Json(op.view())).into_response()
+        } else if streaming {
+            let events = Events { receiver, outcome: Some(outcome), guard: Some(guard) };
+            let body = Body::from_stream(stream::unfold(events, Events::next_line));
+            ([(header::CONTENT_TYPE, NDJSON)], body).into_response()
+        } else {
+            let outcome = outcome.await;
+            drop(guard.disarm());
+            match outcome {
+                Ok(Ok(value)) => axum::Json(value).into_response(),
+                Ok(Err(error)) => {
+                    (status_of(error.code), axum::Json(ErrorEnvelope { error })).into_response()
                 }
+                Err(_) => Failure::new(Error::internal("the operation ended without an answer"), &op)
+                    .into_response(),
             }
-            drop(sender);
-        }
-    };
-    tokio::spawn(task.instrument(span));
-    let response = if detached {
-        drop(guard.disarm());
-        (StatusCode::ACCEPTED, axum::Json(op.view())).into_response()
-    } else if streaming {
-        let events = Events { receiver, outcome: Some(outcome), guard: Some(guard) };
-        let body = Body::from_stream(stream::unfold(events, Events::next_line));
-        ([(header::CONTENT_TYPE, NDJSON)], body).into_response()
-    } else {
-        let outcome = outcome.await;
-        drop(guard.disarm());
-        match outcome {
-            Ok(Ok(value)) => axum::Json(value).into_response(),
-            Ok(Err(error)) => (status_of(error.code), axum::Json(ErrorEnvelope { error })).into_response(),
-            Err(_) => {
-                Failure::new(Error::internal("the operation ended without an answer"), &op).into_response()
-            }
-        }
-    };
-    with_op(response, Some(op.id()))
+        };
+        with_op(response, Some(op.id()))
+    }
 }
 
 /// Whether the operation is to go on without its client.

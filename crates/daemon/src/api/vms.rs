@@ -1,9 +1,9 @@
 //! Routes about VMs and their workspaces.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use banger_model::{Error, VmView};
 use banger_protocol::api::{
@@ -11,8 +11,9 @@ use banger_protocol::api::{
 };
 use serde::Deserialize;
 
-use super::respond::{Asked, Failure, accepts_ndjson, operation, operation_and_hold, wants_detached};
+use super::respond::{Asked, Failure, accepts_ndjson, wants_detached};
 use super::{App, Json, Required};
+use crate::daemon::Daemon;
 use crate::op::Op;
 use crate::vm::STOP_TIMEOUT;
 use crate::workspace;
@@ -45,34 +46,28 @@ pub(crate) async fn list(
 /// Makes a VM, starts it and copies a repository in: all or nothing.
 #[utoipa::path(post, path = "/v1/vms", request_body = CreateVm, responses((status = 200, body = CreatedVm),
     (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn create(
-    State(daemon): App,
-    headers: HeaderMap,
-    Json(request): Json<CreateVm>,
-) -> Response {
-    if request.rm && !accepts_ndjson(&headers) {
+pub(crate) async fn create(asked: Asked, Json(request): Json<CreateVm>) -> Response {
+    if request.rm && !accepts_ndjson(asked.headers()) {
         return Failure::from(Error::invalid("a VM that goes with its connection needs an event stream"))
             .into_response();
     }
-    if request.rm && wants_detached(&headers) {
+    if request.rm && wants_detached(asked.headers()) {
         return Failure::from(Error::invalid(
             "a VM that goes with its connection cannot be made without one",
         ))
         .into_response();
     }
-    let (operations, name) = (daemon.operations.clone(), request.name.as_ref().map(ToString::to_string));
-    let asked = Asked { operations: &operations, kind: "create", vm: name.as_deref(), headers: &headers };
-    let (rm, holder) = (request.rm, daemon.clone());
-    let work = move |op: Op| async move {
+    let (rm, name) = (request.rm, request.name.as_ref().map(ToString::to_string));
+    let work = |daemon: Arc<Daemon>, op: Op| async move {
         let vm = daemon.vms.create(&op, &daemon.workspaces, request).await?;
         Ok(CreatedVm { vm: daemon.vms.view(vm), timings: op.timings() })
     };
-    let hold = move |op: Op, created: CreatedVm| async move {
+    let hold = move |daemon: Arc<Daemon>, op: Op, created: CreatedVm| async move {
         if rm {
-            holder.vms.delete_with_connection(&op, &created.vm.id).await;
+            daemon.vms.delete_with_connection(&op, &created.vm.id).await;
         }
     };
-    operation_and_hold(asked, work, hold).await
+    asked.operation_and_hold("create", name.as_deref(), work, hold).await
 }
 
 /// One VM.
@@ -86,111 +81,78 @@ pub(crate) async fn show(State(daemon): App, Path(vm): Path<String>) -> Result<a
 #[utoipa::path(delete, path = "/v1/vms/{vm}", params(("vm" = String, Path), DeleteQuery),
     responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn delete(
-    State(daemon): App,
-    headers: HeaderMap,
+    asked: Asked,
     Path(vm): Path<String>,
     Query(query): Query<DeleteQuery>,
 ) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "delete", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let deleted = daemon.vms.delete(&op, &vm, query.force).await?;
-        Ok(daemon.vms.view(deleted))
-    };
-    operation(asked, work).await
+    asked
+        .change(
+            "delete",
+            vm,
+            move |daemon, op, vm| async move { daemon.vms.delete(&op, &vm, query.force).await },
+        )
+        .await
 }
 
 /// Starts a VM.
 #[utoipa::path(post, path = "/v1/vms/{vm}/start", params(("vm" = String, Path)),
     responses((status = 200, body = CreatedVm), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn start(State(daemon): App, headers: HeaderMap, Path(vm): Path<String>) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "start", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let vm = daemon.vms.start(&op, &vm).await?;
-        Ok(CreatedVm { vm: daemon.vms.view(vm), timings: op.timings() })
-    };
-    operation(asked, work).await
+pub(crate) async fn start(asked: Asked, Path(vm): Path<String>) -> Response {
+    asked
+        .of_vm("start", vm, |daemon, op, vm| async move {
+            let vm = daemon.vms.start(&op, &vm).await?;
+            Ok(CreatedVm { vm: daemon.vms.view(vm), timings: op.timings() })
+        })
+        .await
 }
 
 /// Powers a VM off in good order.
 #[utoipa::path(post, path = "/v1/vms/{vm}/stop", params(("vm" = String, Path)), request_body = StopVm,
     responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn stop(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path(vm): Path<String>,
-    Json(request): Json<StopVm>,
-) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "stop", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let vm = daemon.vms.stop(&op, &vm, timeout(&request)).await?;
-        Ok(daemon.vms.view(vm))
-    };
-    operation(asked, work).await
+pub(crate) async fn stop(asked: Asked, Path(vm): Path<String>, Json(request): Json<StopVm>) -> Response {
+    asked
+        .change(
+            "stop",
+            vm,
+            |daemon, op, vm| async move { daemon.vms.stop(&op, &vm, timeout(&request)).await },
+        )
+        .await
 }
 
 /// Powers a VM off in good order and boots it again.
 #[utoipa::path(post, path = "/v1/vms/{vm}/restart", params(("vm" = String, Path)), request_body = StopVm,
     responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn restart(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path(vm): Path<String>,
-    Json(request): Json<StopVm>,
-) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "restart", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let vm = daemon.vms.restart(&op, &vm, timeout(&request)).await?;
-        Ok(daemon.vms.view(vm))
-    };
-    operation(asked, work).await
+pub(crate) async fn restart(asked: Asked, Path(vm): Path<String>, Json(request): Json<StopVm>) -> Response {
+    asked
+        .change("restart", vm, |daemon, op, vm| async move {
+            daemon.vms.restart(&op, &vm, timeout(&request)).await
+        })
+        .await
 }
 
 /// Sends a VM's machine monitor a signal.
 #[utoipa::path(post, path = "/v1/vms/{vm}/kill", params(("vm" = String, Path)), request_body = KillVm,
     responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn kill(
-    State(daemon): App,
-    headers: HeaderMap,
-    Path(vm): Path<String>,
-    Json(request): Json<KillVm>,
-) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "kill", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let vm = daemon.vms.kill(&op, &vm, request.signal.as_deref()).await?;
-        Ok(daemon.vms.view(vm))
-    };
-    operation(asked, work).await
+pub(crate) async fn kill(asked: Asked, Path(vm): Path<String>, Json(request): Json<KillVm>) -> Response {
+    asked
+        .change("kill", vm, |daemon, op, vm| async move {
+            daemon.vms.kill(&op, &vm, request.signal.as_deref()).await
+        })
+        .await
 }
 
 /// Halts a VM; its memory and processes stay.
 #[utoipa::path(post, path = "/v1/vms/{vm}/pause", params(("vm" = String, Path)),
     responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn pause(State(daemon): App, headers: HeaderMap, Path(vm): Path<String>) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "pause", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let vm = daemon.vms.pause(&op, &vm).await?;
-        Ok(daemon.vms.view(vm))
-    };
-    operation(asked, work).await
+pub(crate) async fn pause(asked: Asked, Path(vm): Path<String>) -> Response {
+    asked.change("pause", vm, |daemon, op, vm| async move { daemon.vms.pause(&op, &vm).await }).await
 }
 
 /// Lets a paused VM go on.
 #[utoipa::path(post, path = "/v1/vms/{vm}/resume", params(("vm" = String, Path)),
     responses((status = 200, body = VmView), (status = "default", body = ErrorEnvelope)))]
-pub(crate) async fn resume(State(daemon): App, headers: HeaderMap, Path(vm): Path<String>) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "resume", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move {
-        let vm = daemon.vms.resume(&op, &vm).await?;
-        Ok(daemon.vms.view(vm))
-    };
-    operation(asked, work).await
+pub(crate) async fn resume(asked: Asked, Path(vm): Path<String>) -> Response {
+    asked.change("resume", vm, |daemon, op, vm| async move { daemon.vms.resume(&op, &vm).await }).await
 }
 
 /// Query of a prepare.
@@ -205,31 +167,31 @@ pub(crate) struct PrepareQuery {
 #[utoipa::path(post, path = "/v1/vms/{vm}/workspace/prepare", params(("vm" = String, Path), PrepareQuery),
     request_body = PrepareRequest, responses((status = 200, body = Prepared), (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn prepare(
-    State(daemon): App,
-    headers: HeaderMap,
+    asked: Asked,
     Path(vm): Path<String>,
     Query(query): Query<PrepareQuery>,
     Required(request): Required<PrepareRequest>,
 ) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "prepare", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move { workspace::prepare(&daemon, &op, &vm, request, query.force).await };
-    operation(asked, work).await
+    asked
+        .of_vm("prepare", vm, move |daemon, op, vm| async move {
+            workspace::prepare(&daemon, &op, &vm, request, query.force).await
+        })
+        .await
 }
 
 /// Brings a VM's workspace up to date, as it was prepared.
 #[utoipa::path(post, path = "/v1/vms/{vm}/workspace/refresh", params(("vm" = String, Path), PrepareQuery),
     responses((status = 200, body = Prepared), (status = "default", body = ErrorEnvelope)))]
 pub(crate) async fn refresh(
-    State(daemon): App,
-    headers: HeaderMap,
+    asked: Asked,
     Path(vm): Path<String>,
     Query(query): Query<PrepareQuery>,
 ) -> Response {
-    let (operations, reference) = (daemon.operations.clone(), vm.clone());
-    let asked = Asked { operations: &operations, kind: "prepare", vm: Some(&reference), headers: &headers };
-    let work = move |op: Op| async move { workspace::refresh(&daemon, &op, &vm, query.force).await };
-    operation(asked, work).await
+    asked
+        .of_vm("prepare", vm, move |daemon, op, vm| async move {
+            workspace::refresh(&daemon, &op, &vm, query.force).await
+        })
+        .await
 }
 
 /// What a prepare would copy; needs no VM.
