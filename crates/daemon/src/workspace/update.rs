@@ -152,9 +152,20 @@ impl Guest {
                 }
                 continue;
             }
+            // An apply brought it to the host, which went on from there.
+            let was_applied = changes.applied.get(&touched.path).is_some_and(|(kind, digest)| {
+                let same = match touched.kind {
+                    Kind::File => 0,
+                    Kind::Executable => 1,
+                    Kind::Link => 2,
+                    Kind::Gone => 3,
+                    Kind::Other => return false,
+                };
+                *kind == same && (same == 3 || *digest == touched.digest)
+            });
             let is_gone_on_both = removed.contains(&touched.path[..]) && touched.kind == Kind::Gone;
             let is_same = !removed.contains(&touched.path[..]) && is_same(source, touched);
-            if !is_gone_on_both && !is_same {
+            if !is_gone_on_both && !is_same && !was_applied {
                 against.push(ByteString(touched.path.clone()));
             }
             if touched.kind == Kind::Other {

@@ -19,7 +19,10 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use banger_model::ByteString;
 use banger_protocol::api::{AppliedCommit, AppliedFile, ApplySummary, ChangeKind, Outcome};
+use rustix::fs::Stat;
+use sha2::{Digest, Sha256};
 
+use self::copied::{Known, Put};
 use self::merge::Merged;
 use self::worktree::{Here, Staging, WorkTree};
 use crate::capture::{Manifest, TICK};
@@ -127,6 +130,7 @@ pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
         };
         if let Some(path) = obstacle
             && change.new.is_some()
+            && !wish.copied.of_path(&change.path, &here).is_left
         {
             return Err(WorkspaceError::InTheWay(ByteString(path.to_vec())));
         }
@@ -137,7 +141,7 @@ pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
     let mut items: Vec<Item> = Vec::new();
     for ((change, is_undone), here) in changes.into_iter().zip(looked) {
         let ours = ours.get(&change.path).cloned();
-        let todo = judge(&change, ours.as_ref(), wish.copied.is_untouched(&change.path, &here), is_undone);
+        let todo = judge(&change, ours.as_ref(), wish.copied.of_path(&change.path, &here), is_undone);
         if !is_undone || !matches!(todo, Todo::Nothing) {
             items.push(Item { change, is_undone, here, ours, todo });
         }
@@ -147,13 +151,19 @@ pub fn plan(exported: &Exported, wish: Wish) -> Result<Plan<'_>> {
     Ok(plan)
 }
 
-/// What may be done at a path; `is_untouched` when what is there has been copied in. Where the guest undid something, nothing
-/// else than that may be replaced.
-fn judge(change: &TreeChange, ours: Option<&(String, String)>, is_untouched: bool, is_undone: bool) -> Todo {
-    if ours == change.new.as_ref() {
+/// What may be done at a path. Where the guest undid something, nothing else than that may be replaced; and what it has not
+/// changed since both sides were the same stands against nothing that was done here.
+fn judge(change: &TreeChange, ours: Option<&(String, String)>, known: Known, is_undone: bool) -> Todo {
+    let new = change.new.as_ref();
+    if ours == new || known.is_left {
         Todo::Nothing
-    } else if is_untouched || (!is_undone && ours == change.old.as_ref()) {
+    } else if known.is_untouched
+        || (!is_undone && ours == change.old.as_ref())
+        || (ours.is_some() && known.was_applied(ours))
+    {
         Todo::Replace
+    } else if known.was_applied(new) {
+        Todo::Nothing
     } else {
         Todo::Refuse
     }
@@ -266,13 +276,18 @@ impl Plan<'_> {
         let mut summary = self.summary();
         let busy: Vec<&Item> = self.items.iter().filter(|i| !matches!(i.todo, Todo::Nothing)).collect();
         if busy.is_empty() {
-            return Ok(Applied { summary, manifest: None });
+            let manifest = if self.items.is_empty() { None } else { self.amended(&busy, &[], &[])? };
+            return Ok(Applied { summary, manifest });
         }
         let staging = Staging::open(&self.exported.source.git_dir, &self.exported.source.top)?;
-        self.stage(&staging, &busy)?;
+        let digests = self.stage(&staging, &busy)?;
         summary.backup = self.back_up(&busy)?;
-        let mut done = 0;
-        if let Err(error) = self.change(&staging, &busy, &mut done) {
+        if self.wish.copied.has_record() {
+            // Within a tick of its clock the kernel gives a later change the same times.
+            std::thread::sleep(TICK);
+        }
+        let (mut done, mut put) = (0, vec![None; busy.len()]);
+        if let Err(error) = self.change(&staging, &busy, &mut done, &mut put) {
             return Err(WorkspaceError::HalfApplied {
                 repository: self.exported.source.top.clone(),
                 done,
@@ -281,20 +296,38 @@ impl Plan<'_> {
                 why: Box::new(error),
             });
         }
-        let manifest = self.amended(&busy)?;
+        let manifest = self.amended(&busy, &put, &digests)?;
         Ok(Applied { summary, manifest })
     }
 
-    /// The manifest as if all that was replaced had been copied in like this.
-    fn amended(&self, busy: &[&Item]) -> Result<Option<Manifest>> {
-        // Within a tick of its clock the kernel gives a later change the same times.
-        std::thread::sleep(TICK);
-        let same = busy.iter().filter(|item| matches!(item.todo, Todo::Replace));
-        let now = same.map(|item| Ok((item.change.path.clone(), self.tree.look(&item.change.path)?)));
-        self.wish.copied.amended(&self.exported.scratch.join("amended"), &now.collect::<Result<Vec<_>>>()?)
+    /// The manifest as if all that was replaced had been copied in like this, and with what the guest has now.
+    fn amended(
+        &self,
+        busy: &[&Item],
+        put: &[Option<Stat>],
+        digests: &[[u8; 32]],
+    ) -> Result<Option<Manifest>> {
+        let mut rows = Vec::new();
+        for (item, stat) in busy.iter().zip(put).filter(|(item, _)| matches!(item.todo, Todo::Replace)) {
+            let left = match stat {
+                None => Put::Gone,
+                Some(stat) => {
+                    let here = self.tree.look(&item.change.path)?;
+                    Put::There(if here.is_put(stat) { here } else { Here::Absent })
+                }
+            };
+            rows.push((item.change.path.clone(), left));
+        }
+        let known: BTreeMap<&[u8], [u8; 32]> =
+            busy.iter().zip(digests).map(|(item, digest)| (&item.change.path[..], *digest)).collect();
+        let digest = |path: &[u8]| known.get(path).copied().unwrap_or_default();
+        let guests = self.items.iter().map(|item| (&item.change, digest(&item.change.path)));
+        self.wish.copied.amended(&self.exported.scratch.join("amended"), &rows, guests)
     }
 
-    fn stage(&self, staging: &Staging, busy: &[&Item]) -> Result<()> {
+    /// Writes all that is new beside the tree. Returns the SHA-256 of what is the guest's of it, else zeros.
+    fn stage(&self, staging: &Staging, busy: &[&Item]) -> Result<Vec<[u8; 32]>> {
+        let mut digests = vec![[0; 32]; busy.len()];
         let mut batch = Batch::open(&self.exported.git)?;
         for (n, item) in busy.iter().enumerate() {
             let Some((mode, id)) = &item.change.new else { continue };
@@ -308,17 +341,19 @@ impl Plan<'_> {
                     content.read_to_end(&mut target).map(|_| Ok(target))
                 })?;
                 staging.link(n, &target)?;
+                digests[n] = Sha256::digest(&target).into();
             } else if item.is_undone {
                 let mode = self.tree.mode_for(path, &item.here, mode == "100755")?;
-                staging.file(n, mode, &mut self.checked_out(path, id)?)?;
+                digests[n] = staging.file(n, mode, &mut self.checked_out(path, id)?)?;
             } else {
                 let mode = self.tree.mode_for(path, &item.here, mode == "100755")?;
                 // Byte for byte what the guest has, also where git would convert it.
                 let id = self.exported.raw.get(path).unwrap_or(id);
-                batch.read(id, |content, _| Ok(staging.file(n, mode, content)))?;
+                digests[n] = batch.read(id, |content, _| Ok(staging.file(n, mode, content)))?;
             }
         }
-        batch.close()
+        batch.close()?;
+        Ok(digests)
     }
 
     /// A file of the base as a checkout makes it: with the line ends of the working tree. No filter program has to do with it.
@@ -371,7 +406,13 @@ impl Plan<'_> {
         Ok(Some(name))
     }
 
-    fn change(&self, staging: &Staging, busy: &[&Item], done: &mut usize) -> Result<()> {
+    fn change(
+        &self,
+        staging: &Staging,
+        busy: &[&Item],
+        done: &mut usize,
+        put: &mut [Option<Stat>],
+    ) -> Result<()> {
         // The deepest first, so that a directory can make room for a file.
         for item in busy.iter().rev().filter(|i| i.change.new.is_none()) {
             if let here @ (Here::File(_) | Here::Link(_)) = &item.here {
@@ -380,7 +421,7 @@ impl Plan<'_> {
             *done += 1;
         }
         for (n, item) in busy.iter().enumerate().filter(|(_, i)| i.change.new.is_some()) {
-            self.tree.put(staging, n, &item.change.path, &item.here)?;
+            put[n] = Some(self.tree.put(staging, n, &item.change.path, &item.here)?);
             *done += 1;
         }
         Ok(())

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use banger_model::ByteString;
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 use crate::{Result, WorkspaceError};
 
@@ -42,6 +43,13 @@ pub(crate) enum Here {
 }
 
 impl Here {
+    /// Whether this is a file or link that was just put here, `then` its state before, and has not been written to since. Its
+    /// change time is that of its coming here.
+    pub(crate) fn is_put(&self, then: &Stat) -> bool {
+        let state = |s: &Stat| (s.st_dev, s.st_ino, s.st_mode, s.st_size, s.st_mtime, s.st_mtime_nsec);
+        matches!(self, Self::File(now) | Self::Link(now) if state(now) == state(then))
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         let state = |s: &Stat| {
             (
@@ -187,15 +195,17 @@ impl WorkTree {
         Ok(())
     }
 
-    /// Puts what waits in `staging` at a path, in place of what was inspected there.
-    pub(crate) fn put(&self, staging: &Staging, n: usize, path: &[u8], here: &Here) -> Result<()> {
+    /// Puts what waits in `staging` at a path, in place of what was inspected there. Returns its state before that.
+    pub(crate) fn put(&self, staging: &Staging, n: usize, path: &[u8], here: &Here) -> Result<Stat> {
         let (dir, name) = split(path);
         let name = OsStr::from_bytes(name);
         let failed = |e: Errno| self.failed("write", path, e);
         let fd = self.make_directories(dir).map_err(failed)?;
         self.remove_empty(path).map_err(failed)?;
         let staged = n.to_string();
-        match here {
+        let stat =
+            rustix::fs::statat(&staging.dir, staged.as_str(), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let moved = match here {
             // A file in whose place a directory comes is gone by now.
             Here::File(_) | Here::Link(_) => {
                 self.expect(path, here)?;
@@ -206,7 +216,8 @@ impl WorkTree {
                     Errno::EXIST => WorkspaceError::Changed(ByteString(path.to_vec())),
                     e => failed(e),
                 }),
-        }
+        };
+        moved.map(|()| stat)
     }
 
     /// Opens a directory, making what is missing with the modes of the directories above.
@@ -319,15 +330,24 @@ impl Staging {
         Ok(Self { path, dir, _lock: lock })
     }
 
-    /// A file that will be the nth.
-    pub(crate) fn file(&self, n: usize, mode: Mode, content: &mut dyn Read) -> Result<()> {
+    /// A file that will be the nth. Returns the SHA-256 of its content.
+    pub(crate) fn file(&self, n: usize, mode: Mode, content: &mut dyn Read) -> Result<[u8; 32]> {
         let failed = |e: io::Error| WorkspaceError::io("write", self.path.join(n.to_string()), e);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.dir, n.to_string(), flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| failed(e.into()))?;
         let mut file = File::from(fd);
-        io::copy(content, &mut file).and_then(|_| file.flush()).map_err(failed)?;
-        rustix::fs::fchmod(file.as_fd(), mode).map_err(|e| failed(e.into()))
+        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
+        loop {
+            let n = content.read(&mut buffer).map_err(failed)?;
+            if n == 0 {
+                break;
+            }
+            hash.update(&buffer[..n]);
+            file.write_all(&buffer[..n]).map_err(failed)?;
+        }
+        rustix::fs::fchmod(file.as_fd(), mode).map_err(|e| failed(e.into()))?;
+        Ok(hash.finalize().into())
     }
 
     /// A link that will be the nth.

@@ -1,10 +1,12 @@
 //! What the guest must lose and may not have touched when it gets a difference.
 
+use std::collections::{BTreeMap, HashSet};
+
 use banger_model::ByteString;
 
 use super::manifest::{Manifest, PartFacts};
 use super::send::digests;
-use super::{Changes, GitChange, Survey, Surveyed};
+use super::{Applied, Changes, GitChange, Survey, Surveyed};
 use crate::Result;
 
 impl Survey {
@@ -40,8 +42,27 @@ impl Survey {
                 changes.branch = old.branch.clone().zip(old.commit.clone());
             }
         }
+        changes.applied = applied(base, &changes)?;
         Ok(changes)
     }
+}
+
+/// What the last apply brought here of what is to be written or removed.
+fn applied(base: &Manifest, changes: &Changes) -> Result<BTreeMap<Vec<u8>, Applied>> {
+    let mut found = BTreeMap::new();
+    let mut rows = base.applied()?;
+    let paths: HashSet<&[u8]> =
+        changes.replaced.iter().chain(&changes.removed).map(ByteString::as_bytes).collect();
+    while let Some(row) = rows.next()? {
+        if paths.contains(&row.path[..]) {
+            let mut digest = [0; 32];
+            for (to, word) in digest.chunks_exact_mut(8).zip(row.state) {
+                to.copy_from_slice(&word.to_le_bytes());
+            }
+            found.insert(row.path, (row.kind, digest));
+        }
+    }
+    Ok(found)
 }
 
 /// The small files that are written or removed, and the digest of what they will be.

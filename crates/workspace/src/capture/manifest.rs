@@ -48,6 +48,9 @@ pub(crate) struct Facts {
     #[serde(default)]
     pub(crate) base_commit: String,
     pub(crate) parts: Vec<PartFacts>,
+    /// Where the rows of the last apply begin, and how many there are.
+    #[serde(default)]
+    pub(crate) applied: (u64, u64),
 }
 
 /// What is true of one repository of it.
@@ -108,6 +111,12 @@ pub(crate) struct Row {
     pub(crate) is_theirs: bool,
     /// The object that git knew it to be; zeros when it was none. Of a long id the beginning.
     pub(crate) id: [u8; 20],
+}
+
+/// A digest in the place of a state.
+pub(crate) fn digest_state(digest: &[u8; 32]) -> [i64; 4] {
+    let mut words = digest.chunks_exact(8).map(|word| word.try_into().map_or(0, i64::from_le_bytes));
+    std::array::from_fn(|_| words.next().unwrap_or(0))
 }
 
 /// A stamp as it is written.
@@ -262,8 +271,13 @@ impl Manifest {
     }
 
     /// The same with other rows of the outermost repository, in `file`: those at `paths` are replaced, added or, where there is
-    /// none, left out. `paths` must be sorted.
-    pub(crate) fn amended(&self, file: &Path, paths: Vec<(Vec<u8>, Option<Row>)>) -> Result<Self> {
+    /// none, left out. `paths` must be sorted, and so must what the apply was about.
+    pub(crate) fn amended(
+        &self,
+        file: &Path,
+        paths: Vec<(Vec<u8>, Option<Row>)>,
+        applied: impl Iterator<Item = Row>,
+    ) -> Result<Self> {
         let mut writer = Writer::create(file)?;
         let mut facts = self.facts.clone();
         let mut paths = paths.into_iter().peekable();
@@ -288,15 +302,27 @@ impl Manifest {
                 new.map(|new| put(&Row { path, is_theirs: true, ..new })).transpose()?;
             }
         }
+        facts.applied = writer.applied(applied.map(Ok))?;
         writer.finish(facts)
+    }
+
+    /// What the guest had at the paths of the last apply to the working tree, sorted by path: a kind (3: nothing), an object and
+    /// in place of a state a digest of the content, zeros when nobody knows it.
+    pub(crate) fn applied(&self) -> Result<Rows> {
+        let (at, rows) = self.facts.applied;
+        self.open_rows(at, rows)
     }
 
     /// The rows of the nth repository, sorted by path.
     pub(crate) fn rows(&self, part: usize) -> Result<Rows> {
+        let facts = self.facts.parts.get(part);
+        let (at, left) = facts.map_or((0, 0), |p| (p.at, p.rows));
+        self.open_rows(at, left)
+    }
+
+    fn open_rows(&self, at: u64, left: u64) -> Result<Rows> {
         let open = || {
             let mut file = File::open(&self.file)?;
-            let facts = self.facts.parts.get(part);
-            let (at, left) = facts.map_or((0, 0), |p| (p.at, p.rows));
             file.seek(SeekFrom::Start(at))?;
             Ok(Rows { from: BufReader::with_capacity(64 << 10, file), left, next: None })
         };
@@ -367,6 +393,16 @@ impl Writer {
     pub(crate) fn row(&mut self, row: &Row) -> Result<()> {
         self.at += row.write(&mut self.out).map_err(|e| WorkspaceError::io("write", &self.file, e))?;
         Ok(())
+    }
+
+    /// Rows of an apply. Returns where they begin and their number.
+    pub(crate) fn applied(&mut self, rows: impl Iterator<Item = Result<Row>>) -> Result<(u64, u64)> {
+        let (at, mut count) = (self.at, 0);
+        for row in rows {
+            self.row(&row?)?;
+            count += 1;
+        }
+        Ok((at, count))
     }
 
     pub(crate) fn finish(mut self, facts: Facts) -> Result<Manifest> {

@@ -18,6 +18,7 @@ mod send;
 mod submodules;
 mod tarball;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ pub use self::drift::Drift;
 pub(crate) use self::files::{Found, TICK};
 use self::list::Listing;
 pub use self::manifest::Manifest;
-pub(crate) use self::manifest::{Row, state};
+pub(crate) use self::manifest::{Row, digest_state, state};
 use self::pack::{Order, Packing};
 use self::part::Part;
 use self::submodules::Place;
@@ -83,6 +84,10 @@ pub struct Captured {
     pub manifest: Manifest,
 }
 
+/// What the guest had at a path when an apply brought it here: a file (0), an executable one (1), a link (2) or nothing (3), and
+/// the SHA-256 of the content, zeros when it is not known.
+pub type Applied = (u8, [u8; 32]);
+
 /// The difference that is sent to a guest which has an earlier capture.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -105,6 +110,8 @@ pub struct Changes {
     pub git_files: Vec<GitChange>,
     /// The bytes of the files in `replaced`.
     pub bytes: u64,
+    /// Of the paths to be written or removed, those that an apply brought here since the earlier capture.
+    pub applied: BTreeMap<Vec<u8>, Applied>,
 }
 
 /// A file of a git directory that the guest has its own of, too.

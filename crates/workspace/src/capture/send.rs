@@ -14,9 +14,9 @@ use sha2::{Digest, Sha256};
 use super::files::{self, Kind, Tree};
 use super::guest_repo;
 use super::list::{executable, is_there, known};
-use super::manifest::{self, Facts, PartFacts, Row, Rows, Writer};
+use super::manifest::{self, Facts, Manifest, PartFacts, Row, Rows, Writer};
 use super::tarball::Tarball;
-use super::{Capture, Captured, Surveyed};
+use super::{Capture, Captured, Changes, Surveyed};
 use crate::{Cancel, Result, WorkspaceError};
 
 /// What the copy calls itself.
@@ -27,7 +27,8 @@ const DIRECTORIES: [&str; 8] =
     ["", "/info", "/objects", "/objects/info", "/objects/pack", "/refs", "/refs/heads", "/refs/tags"];
 
 pub(super) fn write(capture: Capture, out: impl Write) -> Result<Captured> {
-    let Capture { mut survey, cancel, request, base, manifest, packing, name, kept_indexes, .. } = capture;
+    let Capture { mut survey, cancel, request, base, changes, manifest, packing, name, kept_indexes } =
+        capture;
     let mut sending = Sending { tar: Tarball::new(out), directories: HashSet::new(), cancel };
     for (n, each) in survey.parts.iter().enumerate() {
         sending.git(each, base.as_ref().and_then(|b| b.facts.parts.get(n)))?;
@@ -70,6 +71,10 @@ pub(super) fn write(capture: Capture, out: impl Write) -> Result<Captured> {
     }
     sending.tar.finish().map_err(WorkspaceError::Stream)?;
     let plan = survey.plan;
+    let applied = match (&base, &changes) {
+        (Some(base), Some(changes)) => writer.applied(still_applied(base, changes)?)?,
+        _ => (0, 0),
+    };
     let manifest = writer.finish(Facts {
         request,
         source: plan.source_path.clone(),
@@ -78,8 +83,18 @@ pub(super) fn write(capture: Capture, out: impl Write) -> Result<Captured> {
         name,
         base_commit: plan.base_commit.clone(),
         parts,
+        applied,
     })?;
     Ok(Captured { base_commit: plan.base_commit.clone(), branch, object_format, overlay, plan, manifest })
+}
+
+/// The rows of the last apply at paths that the guest keeps as they are.
+fn still_applied(base: &Manifest, changes: &Changes) -> Result<impl Iterator<Item = Result<Row>>> {
+    let written: HashSet<Vec<u8>> =
+        changes.replaced.iter().chain(&changes.removed).map(|path| path.as_bytes().to_vec()).collect();
+    let mut rows = base.applied()?;
+    let all = std::iter::from_fn(move || rows.next().transpose());
+    Ok(all.filter(move |row| row.as_ref().map_or(true, |row| !written.contains(&row.path))))
 }
 
 /// What is known of a repository before it is sent.

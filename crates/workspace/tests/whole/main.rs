@@ -5,6 +5,10 @@ mod again;
 #[cfg(test)]
 mod apply;
 #[cfg(test)]
+mod apply_again;
+#[cfg(test)]
+mod apply_branch;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod modes;
@@ -16,6 +20,8 @@ mod requests;
 mod round_trip;
 #[cfg(test)]
 mod situations;
+#[cfg(test)]
+mod situations_more;
 #[cfg(test)]
 mod speed;
 #[cfg(test)]
