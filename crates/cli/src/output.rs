@@ -62,6 +62,24 @@ impl Output {
         self.line(&text.map_err(CliError::protocol)?)
     }
 
+    /// A list: the document of `--json`, what scripts take with `-q`, or a table for people.
+    pub(crate) fn list<T: Serialize>(
+        self,
+        all: &[T],
+        name: impl Fn(&T) -> String,
+        table: impl FnOnce(&[T]) -> String,
+    ) -> Result<u8> {
+        if self.json {
+            self.document(all)?;
+        } else if self.quiet {
+            let names: String = all.iter().map(|one| name(one) + "\n").collect();
+            self.bytes(names.as_bytes())?;
+        } else {
+            self.bytes(table(all).as_bytes())?;
+        }
+        Ok(0)
+    }
+
     /// Something worth knowing, on stderr, unless quiet.
     pub(crate) fn notice(self, text: &str) {
         if self.chatty() {

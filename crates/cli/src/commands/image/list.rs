@@ -14,30 +14,22 @@ pub(crate) struct Args {}
 
 pub(crate) async fn run(_: &Args, context: &Context) -> Result<u8> {
     let images: Vec<Image> = context.client()?.get("/v1/images").await?;
-    if context.output.json {
-        context.output.document(&images)?;
-        return Ok(0);
-    }
-    if context.output.quiet {
-        images.iter().try_for_each(|i| context.output.line(i.name.as_str()))?;
-        return Ok(0);
-    }
     let now = Timestamp::now();
-    let rows: Vec<Vec<String>> = images
-        .iter()
-        .map(|i| {
-            vec![
-                i.name.to_string(),
-                i.digest.as_str().chars().take(12).collect(),
-                i.size_bytes.to_string(),
-                i.source.to_string(),
-                ago(i.created_at, now),
-                i.description.clone(),
-            ]
-        })
-        .collect();
-    context
-        .output
-        .bytes(table(&["NAME", "DIGEST", "SIZE", "SOURCE", "CREATED", "DESCRIPTION"], &rows).as_bytes())?;
-    Ok(0)
+    let row = |i: &Image| {
+        vec![
+            i.name.to_string(),
+            i.digest.as_str().chars().take(12).collect(),
+            i.size_bytes.to_string(),
+            i.source.to_string(),
+            ago(i.created_at, now),
+            i.description.clone(),
+        ]
+    };
+    let render = |all: &[Image]| {
+        table(
+            &["NAME", "DIGEST", "SIZE", "SOURCE", "CREATED", "DESCRIPTION"],
+            &all.iter().map(row).collect::<Vec<_>>(),
+        )
+    };
+    context.output.list(&images, |i| i.name.to_string(), render)
 }

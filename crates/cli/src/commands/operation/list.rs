@@ -18,15 +18,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let path = if args.all { "/v1/operations?all=true" } else { "/v1/operations" };
     let operations: Vec<OperationView> = context.client()?.get(path).await?;
-    if context.output.json {
-        context.output.document(&operations)?;
-    } else if context.output.quiet {
-        let ids: String = operations.iter().map(|op| format!("{}\n", op.id)).collect();
-        context.output.bytes(ids.as_bytes())?;
-    } else {
-        context.output.bytes(render(&operations, Timestamp::now()).as_bytes())?;
-    }
-    Ok(0)
+    context.output.list(&operations, |op| op.id.to_string(), |all| render(all, Timestamp::now()))
 }
 
 fn render(operations: &[OperationView], now: Timestamp) -> String {

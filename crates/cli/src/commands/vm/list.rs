@@ -18,15 +18,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<u8> {
     let path = if args.all { "/v1/vms?all=true" } else { "/v1/vms" };
     let vms: Vec<VmView> = context.client()?.get(path).await?;
-    if context.output.json {
-        context.output.document(&vms)?;
-    } else if context.output.quiet {
-        let ids: String = vms.iter().map(|vm| format!("{}\n", vm.id)).collect();
-        context.output.bytes(ids.as_bytes())?;
-    } else {
-        context.output.bytes(render(&vms, Timestamp::now()).as_bytes())?;
-    }
-    Ok(0)
+    context.output.list(&vms, |vm| vm.id.to_string(), |all| render(all, Timestamp::now()))
 }
 
 fn render(vms: &[VmView], now: Timestamp) -> String {

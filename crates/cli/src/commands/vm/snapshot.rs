@@ -89,14 +89,7 @@ async fn create(args: CreateArgs, context: &Context) -> Result<u8> {
 
 async fn list(args: ListArgs, context: &Context) -> Result<u8> {
     let all: Vec<SnapshotView> = context.client()?.get(&path("vms", &args.vm.vm, "/snapshots")).await?;
-    if context.output.json {
-        context.output.document(&all)?;
-    } else if context.output.quiet {
-        all.iter().try_for_each(|snapshot| context.output.line(snapshot.name.as_str()))?;
-    } else {
-        context.output.bytes(render(&all, Timestamp::now()).as_bytes())?;
-    }
-    Ok(0)
+    context.output.list(&all, |snapshot| snapshot.name.to_string(), |all| render(all, Timestamp::now()))
 }
 
 async fn restore(args: RestoreArgs, context: &Context) -> Result<u8> {
