@@ -4,6 +4,7 @@
 //! Owns everything that knows what a VMM's command line, control socket or pid is. Must never
 //! decide *whether* a VM should run, read the environment, or store anything.
 
+mod binary;
 pub mod cage;
 mod choose;
 pub mod console;
@@ -25,5 +26,5 @@ pub use driver::{
 };
 pub use error::{Result, VmmError};
 pub use rustix::process::Signal;
-pub use snapshot::{DiskLayout, Layout, MemoryFile, settle};
+pub use snapshot::{DiskLayout, Layout, MemoryFile};
 pub use spawn::{Spawned, Standalone};

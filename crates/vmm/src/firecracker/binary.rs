@@ -2,14 +2,9 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
-
-use rustix::fs::Access;
-use tokio::process::Command;
 
 use super::quirks::{NEWEST, OLDEST, Quirks, Version};
-use crate::{Result, VmmError};
+use crate::{Result, VmmError, binary};
 
 const NAME: &str = "firecracker";
 
@@ -31,24 +26,8 @@ pub struct FirecrackerInfo {
 /// # Errors
 /// When there is none.
 pub fn locate(wanted: Option<&OsStr>, search_path: Option<&OsStr>) -> Result<PathBuf> {
-    if let Some(wanted) = wanted.filter(|w| !w.is_empty()) {
-        let file = PathBuf::from(wanted);
-        return if file.is_absolute() && is_program(&file) {
-            Ok(file)
-        } else {
-            let looked = format!("BANGER_FIRECRACKER={}", file.display());
-            Err(VmmError::FirecrackerMissing { looked })
-        };
-    }
-    let dirs: Vec<PathBuf> = search_path.map(|p| std::env::split_paths(p).collect()).unwrap_or_default();
-    dirs.iter()
-        .map(|dir| dir.join(NAME))
-        .find(|file| file.is_absolute() && is_program(file))
-        .ok_or_else(|| VmmError::FirecrackerMissing { looked: format!("'{NAME}' in PATH") })
-}
-
-fn is_program(file: &Path) -> bool {
-    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
+    binary::locate(NAME, "BANGER_FIRECRACKER", wanted, search_path)
+        .map_err(|looked| VmmError::FirecrackerMissing { looked })
 }
 
 /// Asks a binary for its version.
@@ -56,17 +35,11 @@ fn is_program(file: &Path) -> bool {
 /// # Errors
 /// When it is missing, does not answer, or is too old.
 pub async fn check(program: &Path) -> Result<FirecrackerInfo> {
-    if !is_program(program) {
+    if !binary::is_program(program) {
         return Err(VmmError::FirecrackerMissing { looked: program.display().to_string() });
     }
     let unusable = |why: String| VmmError::FirecrackerUnusable { program: program.to_owned(), why };
-    let run = Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = match tokio::time::timeout(Duration::from_secs(10), run).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) => return Err(unusable(error.to_string())),
-        Err(_) => return Err(unusable("'--version' gave no answer within 10 s".to_owned())),
-    };
-    let said = String::from_utf8_lossy(&output.stdout);
+    let said = binary::ask(program, &["--version"]).await.map_err(unusable)?;
     let text = parse_version(&said).ok_or_else(|| unusable("it does not say its version".to_owned()))?;
     let version =
         Version::parse(&text).ok_or_else(|| unusable(format!("'{text}' is no version that we know")))?;

@@ -2,12 +2,8 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use rustix::fs::Access;
-use tokio::process::Command;
-
+use crate::binary::{self, ask};
 use crate::{Result, VmmError};
 
 const NAME: &str = "qemu-system-x86_64";
@@ -33,23 +29,8 @@ pub struct QemuInfo {
 /// # Errors
 /// When there is none.
 pub fn locate(wanted: Option<&OsStr>, search_path: Option<&OsStr>) -> Result<PathBuf> {
-    if let Some(wanted) = wanted.filter(|w| !w.is_empty()) {
-        let file = PathBuf::from(wanted);
-        return if file.is_absolute() && is_program(&file) {
-            Ok(file)
-        } else {
-            Err(VmmError::QemuMissing { looked: format!("BANGER_QEMU={}", file.display()) })
-        };
-    }
-    let dirs: Vec<PathBuf> = search_path.map(|p| std::env::split_paths(p).collect()).unwrap_or_default();
-    dirs.iter()
-        .map(|dir| dir.join(NAME))
-        .find(|file| file.is_absolute() && is_program(file))
-        .ok_or_else(|| VmmError::QemuMissing { looked: format!("'{NAME}' in PATH") })
-}
-
-fn is_program(file: &Path) -> bool {
-    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
+    binary::locate(NAME, "BANGER_QEMU", wanted, search_path)
+        .map_err(|looked| VmmError::QemuMissing { looked })
 }
 
 /// Asks a binary for its version and whether it has the microvm machine.
@@ -57,31 +38,21 @@ fn is_program(file: &Path) -> bool {
 /// # Errors
 /// When it is missing, does not answer, is too old, or has no microvm machine.
 pub async fn check(program: &Path) -> Result<QemuInfo> {
-    if !is_program(program) {
+    if !binary::is_program(program) {
         return Err(VmmError::QemuMissing { looked: program.display().to_string() });
     }
     let unusable = |why: String| VmmError::QemuUnusable { program: program.to_owned(), why };
-    let said = ask(program, &["--version"]).await?;
+    let said = ask(program, &["--version"]).await.map_err(unusable)?;
     let version = parse_version(&said).ok_or_else(|| unusable("it does not say its version".to_owned()))?;
     let reads_memory_only = numbers(&version).is_some_and(|n| n >= READS_MEMORY_ONLY);
     if numbers(&version).is_none_or(|n| n < OLDEST) {
         return Err(unusable(format!("its version {version} is older than {}.{}", OLDEST.0, OLDEST.1)));
     }
-    let machines = ask(program, &["-machine", "help"]).await?;
+    let machines = ask(program, &["-machine", "help"]).await.map_err(unusable)?;
     if !machines.lines().any(|l| l.split_ascii_whitespace().next() == Some("microvm")) {
         return Err(unusable("it has no microvm machine".to_owned()));
     }
     Ok(QemuInfo { program: program.to_owned(), version, reads_memory_only })
-}
-
-async fn ask(program: &Path, args: &[&str]) -> Result<String> {
-    let unusable = |why: String| VmmError::QemuUnusable { program: program.to_owned(), why };
-    let run = Command::new(program).args(args).stdin(Stdio::null()).kill_on_drop(true).output();
-    match tokio::time::timeout(Duration::from_secs(10), run).await {
-        Ok(Ok(output)) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ok(Err(error)) => Err(unusable(error.to_string())),
-        Err(_) => Err(unusable(format!("'{}' gave no answer within 10 s", args.join(" ")))),
-    }
 }
 
 fn parse_version(said: &str) -> Option<String> {
