@@ -32,6 +32,9 @@ pub struct Layout {
     pub disks: Vec<DiskLayout>,
     /// Whether it has a network device.
     pub network: bool,
+    /// Which of its driver's sets of other devices it has; a driver that changes them counts on. The first is 0.
+    #[serde(default)]
+    pub devices: u32,
     /// The file that its memory began with, if it went on from a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_file: Option<MemoryFile>,
@@ -86,9 +89,9 @@ impl MemoryFile {
 }
 
 impl Layout {
-    /// That of the machine that is asked for.
+    /// That of the machine that is asked for, which gets this set of devices.
     #[must_use]
-    pub fn of(spec: &MachineSpec) -> Self {
+    pub fn of(spec: &MachineSpec, devices: u32) -> Self {
         let disk = |d: &crate::Disk| DiskLayout {
             serial: d.role.serial().to_owned(),
             read_only: d.read_only,
@@ -99,8 +102,18 @@ impl Layout {
             memory_mib: spec.shape.memory.0,
             disks: spec.disks.iter().map(disk).collect(),
             network: spec.network.is_some(),
+            devices,
             memory_file: None,
         }
+    }
+
+    /// What of a machine that runs depends on it, if that is known.
+    pub(crate) fn known(handle: &MachineHandle) -> Result<&Self> {
+        if handle.layout.vcpu == 0 {
+            let why = "an older banger started it".to_owned();
+            return Err(VmmError::NoSnapshot { vm: handle.name.to_string(), why });
+        }
+        Ok(&handle.layout)
     }
 
     /// Without what is a machine's own: where its disks and its memory are.
@@ -129,7 +142,7 @@ impl About {
     }
 
     /// Whether this VMM can begin this machine from it.
-    fn check(&self, spec: &MachineSpec, driver: DriverKind, version: &str) -> Result<()> {
+    fn check(&self, layout: &Layout, spec: &MachineSpec, driver: DriverKind, version: &str) -> Result<()> {
         let refuse = |why: String| Err(VmmError::ForeignSnapshot { vm: spec.name.to_string(), why });
         if self.driver != driver {
             return refuse(format!("it is of the {} driver", self.driver));
@@ -137,7 +150,10 @@ impl About {
         if self.version != version {
             return refuse(format!("version {} wrote it, and this is {version}", self.version));
         }
-        if self.accel != spec.accel || self.layout != Layout::of(spec).bare() {
+        if self.layout.devices != layout.devices {
+            return refuse("another banger wrote it, whose machines have other devices".to_owned());
+        }
+        if self.accel != spec.accel || self.layout != layout.bare() {
             return refuse("its machine is laid out in another way".to_owned());
         }
         Ok(())
@@ -155,15 +171,20 @@ impl Halted {
         Self { go_on: go_on.map(|go_on| Box::pin(go_on) as _) }
     }
 
-    /// The snapshot is whole: it stays halted.
-    pub(crate) fn keep(mut self) {
-        self.go_on = None;
+    /// It stays halted with a snapshot that is whole, and is as it was without one.
+    pub(crate) async fn conclude(mut self, outcome: Result<()>) -> Result<()> {
+        if outcome.is_ok() {
+            self.go_on = None;
+        }
+        self.let_go().await;
+        outcome
     }
 
     /// There is no snapshot: it is as it was when this returns.
     pub(crate) async fn let_go(mut self) {
-        if let Some(go_on) = self.go_on.take() {
+        if let Some(go_on) = &mut self.go_on {
             go_on.await;
+            self.go_on = None;
         }
     }
 }
@@ -219,10 +240,16 @@ impl Files {
         Ok(())
     }
 
-    /// Makes sure that this VMM can begin this machine from it; its memory.
-    pub(crate) fn about(&self, spec: &MachineSpec, driver: DriverKind, version: &str) -> Result<MemoryFile> {
+    /// Makes sure that this VMM can begin this machine, laid out so, from it; its memory.
+    pub(crate) fn about(
+        &self,
+        layout: &Layout,
+        spec: &MachineSpec,
+        driver: DriverKind,
+        version: &str,
+    ) -> Result<MemoryFile> {
         let about = self.read_about()?;
-        about.check(spec, driver, version)?;
+        about.check(layout, spec, driver, version)?;
         let memory = MemoryFile { path: self.memory.clone(), ..about.memory };
         match memory.changed() {
             None => Ok(memory),
@@ -248,19 +275,6 @@ impl Drop for Files {
 
 fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// Has a snapshot survive a power cut: what was written is on the disk when this returns. Blocks; its machine need not
-/// wait for it.
-///
-/// # Errors
-/// When a file cannot be opened or written.
-pub fn settle(dir: &Path) -> Result<()> {
-    let files = Files::of(dir);
-    for path in [&files.memory, &files.state, &files.about, &dir.to_owned()] {
-        File::open(path).and_then(|file| file.sync_all()).map_err(VmmError::file("flush", path))?;
-    }
-    Ok(())
 }
 
 /// Turns the zeros of a file into holes. Blocks.
@@ -390,7 +404,6 @@ mod tests {
         };
         Files::begin(dir.path()).unwrap().finish(about.clone()).unwrap();
         assert_eq!(Files::of(dir.path()).read_about().unwrap().layout, about.layout);
-        settle(dir.path()).unwrap();
         assert!(Files::begin(dir.path()).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }

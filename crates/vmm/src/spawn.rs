@@ -14,7 +14,7 @@ use std::time::Duration;
 use banger_model::Security;
 
 use crate::cage::{self, Cage, Policy};
-use crate::process::{ChildExit, ProcessId, raw_pidfd, signal_pidfd, wait_pidfd};
+use crate::process::{ChildExit, ProcessId, raw_pidfd, signal_pidfd, wait_pidfd, watch_fd};
 use crate::{Result, Signal, VmmError};
 
 /// A program to start on its own.
@@ -233,6 +233,14 @@ impl Spawned {
     #[must_use]
     pub fn security(&self) -> &Security {
         &self.security
+    }
+
+    /// Waits for its end, and reaps nothing.
+    pub(crate) async fn ended(&self) {
+        let pidfd = self.pidfd.as_ref().map(OwnedFd::try_clone).and_then(std::result::Result::ok);
+        let Some(Ok(pidfd)) = pidfd.map(watch_fd) else { return std::future::pending().await };
+        // A pidfd becomes readable when its process ends.
+        let _ = pidfd.readable().await;
     }
 
     /// Waits for its end, but not longer than `limit`, and reaps it. `None`: it still runs.

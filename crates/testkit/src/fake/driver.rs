@@ -77,7 +77,7 @@ impl Driver for FakeDriver {
         let is_system = |d: &&Disk| d.role == DiskRole::System;
         let disk = spec.disks.iter().find(is_system).map(|d| d.path.clone()).unwrap_or_default();
         let handle = MachineHandle {
-            layout: Layout::of(&spec),
+            layout: Layout::of(&spec, 0),
             words: Words::default(),
             vm: spec.id,
             name: spec.name,

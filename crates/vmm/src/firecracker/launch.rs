@@ -5,12 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use banger_model::{Accel, DriverKind};
+use tokio::net::UnixStream;
 
 use super::api::{
-    Action, ApiError, Balloon, BootSource, CacheType, Call, Client, Drive, Entropy, LoadSnapshot,
+    Action, ApiError, Balloon, BootSource, CacheType, Call, Client, Connection, Drive, Entropy, LoadSnapshot,
     MachineConfig, MemoryBackend, NetworkInterface, State, Vsock,
 };
 use super::binary::FirecrackerInfo;
+use super::door::Door;
 use super::machine::FirecrackerMachine;
 use super::{kernel, kernel_arguments, place};
 use crate::cage::Tap;
@@ -20,10 +22,6 @@ use crate::snapshot::{Files, Layout};
 use crate::spawn::{Spawned, Standalone, open_log};
 use crate::{Cage, MachineHandle, MachineSpec, Result, VmmError, console};
 
-/// How long it may take until the API answers; usually some 10 ms.
-const GREETING: Duration = Duration::from_secs(5);
-/// Between two looks for its socket, which only Firecracker itself can make.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How long after its last word a VMM's process may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(2);
 /// Lines of the VMM's log in an error.
@@ -33,8 +31,14 @@ const VCPU_MAX: u32 = 32;
 /// The guest's address on the vsock; each machine has a host end of its own.
 const GUEST_CID: u32 = 3;
 
+/// The set of devices that its machines have: see [`Layout::devices`]. The first had neither balloon nor network.
+const DEVICES: u32 = 1;
+
 /// The largest packet: what the network behind the tap takes at most, and no more than a tap does.
 const MTU: u32 = 65520;
+
+/// All calls of a start go over one connection.
+type Api = Connection<UnixStream>;
 
 /// What a call that failed was, and why.
 struct Failed {
@@ -69,7 +73,7 @@ pub(super) async fn restore(
     can_run(&spec, cage)?;
     let snapshot = std::path::absolute(snapshot).map_err(VmmError::file("find", snapshot))?;
     let files = Files::of(&snapshot);
-    files.about(&spec, DriverKind::Firecracker, &info.version)?;
+    files.about(&Layout::of(&spec, DEVICES), &spec, DriverKind::Firecracker, &info.version)?;
     let kernel = spec.kernel.clone();
     start(info, cage, spec, &kernel, Some(&files)).await
 }
@@ -101,7 +105,7 @@ async fn start(
     kernel: &Path,
     snapshot: Option<&Files>,
 ) -> Result<FirecrackerMachine> {
-    let layout = Layout::of(&spec);
+    let layout = Layout::of(&spec, DEVICES);
     let words = Words::begin(&spec.log_dir);
     let locks = place::lock_disks(&spec)?;
     let made = place::furnish(&spec, kernel, &words)?;
@@ -129,13 +133,14 @@ async fn start(
     let (mac, backend) = spec.network.take().map(|network| (network.mac, network.backend)).unzip();
     let tap = backend.map(|backend| Tap { mtu: MTU, network: firecracker.give(backend) });
     let policy = place::policy(&spec, kernel, &words, snapshot, tap)?;
+    let door = Door::watch(&spec.runtime_dir);
     let spawned = firecracker.caged(cage, policy).spawn()?;
 
     let client = Client::new(&spec.runtime_dir.join(place::API));
-    let begun = match greet(&client, &spawned).await {
-        Ok(()) => match snapshot {
-            None => boot(&client, &spec, mac.as_deref()).await,
-            Some(files) => load(&client, files, spec.paused).await,
+    let begun = match door.opens(&client, &spawned).await {
+        Ok(mut api) => match snapshot {
+            None => boot(&mut api, &spec, mac.as_deref()).await,
+            Some(files) => load(&mut api, files, spec.paused).await,
         },
         Err(error) => Err(Failed { call: "connect".to_owned(), error }),
     };
@@ -160,32 +165,15 @@ async fn start(
     Ok(FirecrackerMachine::watch(handle, pidfd, info.quirks))
 }
 
-/// Waits until the API accepts calls.
-async fn greet(client: &Client, spawned: &Spawned) -> std::result::Result<(), ApiError> {
-    let there = async {
-        while !client.is_there().await {
-            if !spawned.process().is_alive() {
-                return Err(ApiError::Closed("the process ended".to_owned()));
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        Ok(())
-    };
-    tokio::time::timeout(GREETING, there).await.unwrap_or(Err(ApiError::Late(GREETING.as_secs())))
+async fn put(api: &mut Api, call: impl Call) -> std::result::Result<(), Failed> {
+    api.put(&call).await.map_err(|error| Failed { call: format!("{} {}", call.method(), call.path()), error })
 }
 
-async fn put(client: &Client, call: impl Call) -> std::result::Result<(), Failed> {
-    client
-        .put(&call)
-        .await
-        .map_err(|error| Failed { call: format!("{} {}", call.method(), call.path()), error })
-}
-
-async fn boot(client: &Client, spec: &MachineSpec, mac: Option<&str>) -> std::result::Result<(), Failed> {
-    put(client, MachineConfig { vcpu_count: spec.shape.vcpu, mem_size_mib: spec.shape.memory.0 }).await?;
+async fn boot(api: &mut Api, spec: &MachineSpec, mac: Option<&str>) -> std::result::Result<(), Failed> {
+    put(api, MachineConfig { vcpu_count: spec.shape.vcpu, mem_size_mib: spec.shape.memory.0 }).await?;
     let boot_args = kernel_arguments::line(&spec.name, &spec.disks, spec.verbose_console, spec.rescue);
     put(
-        client,
+        api,
         BootSource { kernel_image_path: place::KERNEL, initrd_path: place::INITRAMFS, boot_args: &boot_args },
     )
     .await?;
@@ -197,34 +185,34 @@ async fn boot(client: &Client, spec: &MachineSpec, mac: Option<&str>) -> std::re
             is_read_only: disk.read_only,
             cache_type: CacheType::Writeback,
         };
-        put(client, drive).await?;
+        put(api, drive).await?;
     }
-    put(client, Vsock { guest_cid: GUEST_CID, uds_path: place::VSOCK }).await?;
-    put(client, Entropy {}).await?;
+    put(api, Vsock { guest_cid: GUEST_CID, uds_path: place::VSOCK }).await?;
+    put(api, Entropy {}).await?;
     // Of no size: it is there for the pages that the guest frees, which so come back to the host.
-    put(client, Balloon { amount_mib: 0, deflate_on_oom: true, free_page_reporting: true }).await?;
+    put(api, Balloon { amount_mib: 0, deflate_on_oom: true, free_page_reporting: true }).await?;
     if let Some(guest_mac) = mac {
         let interface = NetworkInterface { iface_id: "eth0", guest_mac, host_dev_name: Tap::NAME };
-        put(client, interface).await?;
+        put(api, interface).await?;
     }
-    put(client, Action::InstanceStart).await?;
-    is(client, State::Running).await
+    put(api, Action::InstanceStart).await?;
+    is(api, State::Running).await
 }
 
-async fn load(client: &Client, files: &Files, paused: bool) -> std::result::Result<(), Failed> {
+async fn load(api: &mut Api, files: &Files, paused: bool) -> std::result::Result<(), Failed> {
     let call = LoadSnapshot {
         snapshot_path: &files.state,
         mem_backend: MemoryBackend::File { backend_path: &files.memory },
         resume_vm: !paused,
     };
-    put(client, call).await?;
-    is(client, if paused { State::Paused } else { State::Running }).await
+    put(api, call).await?;
+    is(api, if paused { State::Paused } else { State::Running }).await
 }
 
 /// Started means that it says so itself, not only that the call succeeded.
-async fn is(client: &Client, wanted: State) -> std::result::Result<(), Failed> {
+async fn is(api: &mut Api, wanted: State) -> std::result::Result<(), Failed> {
     let failed = |error| Failed { call: "GET /".to_owned(), error };
-    match client.instance().await {
+    match api.instance().await {
         Ok(instance) if instance.state == wanted => Ok(()),
         Ok(instance) => {
             let said = format!("it says that it is {:?} after its start", instance.state);

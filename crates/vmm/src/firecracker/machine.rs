@@ -14,7 +14,7 @@ use super::api::{ApiError, ChangeState, Client, CreateSnapshot, SnapshotType, St
 use super::quirks::Quirks;
 use super::{channel, halt, place};
 use crate::process::wait_pidfd;
-use crate::snapshot::{About, Files, Halted, copy, dig};
+use crate::snapshot::{About, Files, Halted, Layout, copy, dig};
 use crate::sockets::Cleanup;
 use crate::{AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console};
 
@@ -232,10 +232,7 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()> {
-        if self.handle.layout.vcpu == 0 {
-            let why = "an older banger started it".to_owned();
-            return Err(VmmError::NoSnapshot { vm: self.vm(), why });
-        }
+        Layout::known(&self.handle)?;
         let dir = std::path::absolute(dir).map_err(VmmError::file("find", dir))?;
         let files = Files::begin(&dir)?;
         last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
@@ -246,17 +243,8 @@ impl Machine for FirecrackerMachine {
                 tracing::warn!(%error, "a machine stays halted after a snapshot that failed");
             }
         }));
-        match self.write(&files).await.and_then(|version| files.finish(About::machine(&self.handle, version)))
-        {
-            Ok(()) => {
-                halted.keep();
-                Ok(())
-            }
-            Err(error) => {
-                halted.let_go().await;
-                Err(error)
-            }
-        }
+        let written = self.write(&files).await;
+        halted.conclude(written.and_then(|version| files.finish(About::machine(&self.handle, version)))).await
     }
 
     async fn stop(&self) -> Result<()> {

@@ -6,6 +6,7 @@
 mod api;
 mod binary;
 mod channel;
+mod door;
 mod halt;
 mod kernel;
 mod kernel_arguments;

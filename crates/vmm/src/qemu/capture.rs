@@ -9,21 +9,18 @@ use super::machine::QemuMachine;
 use super::memory::{Ram, Target};
 use super::migration;
 use super::qmp::QmpError;
-use crate::snapshot::{About, Files, Halted, copy};
+use crate::snapshot::{About, Files, Halted, Layout, copy};
 use crate::{Last, Machine, Result, VmmError};
 
 pub(super) async fn capture(machine: &QemuMachine, dir: &Path, last: Last<'_>) -> Result<()> {
     let handle = machine.handle();
-    if handle.layout.vcpu == 0 {
-        let why = "an older banger started it".to_owned();
-        return Err(VmmError::NoSnapshot { vm: handle.name.to_string(), why });
-    }
+    let layout = Layout::known(handle)?;
     let (version, ram) = find(machine).await?;
     let files = Files::begin(dir)?;
     let memory = OpenOptions::new().read(true).write(true).open(&files.memory);
     let memory = Arc::new(memory.map_err(VmmError::file("open", &files.memory))?);
     let prepare = {
-        let (vm, layout, path) = (handle.name.to_string(), handle.layout.clone(), files.memory.clone());
+        let (vm, layout, path) = (handle.name.to_string(), layout.clone(), files.memory.clone());
         let (memory, ram) = (Arc::clone(&memory), Arc::clone(&ram));
         move || {
             let base = match &layout.memory_file {
@@ -53,17 +50,7 @@ pub(super) async fn capture(machine: &QemuMachine, dir: &Path, last: Last<'_>) -
         move || ram.write_to(&memory, Target::Earlier).map_err(VmmError::file("write", &path))
     };
     let (written, saved) = tokio::join!(blocking(written), save(machine, &files.state));
-    let outcome = written.and(saved).and_then(|()| files.finish(About::machine(handle, version)));
-    match outcome {
-        Ok(()) => {
-            halted.keep();
-            Ok(())
-        }
-        Err(error) => {
-            halted.let_go().await;
-            Err(error)
-        }
-    }
+    halted.conclude(written.and(saved).and_then(|()| files.finish(About::machine(handle, version)))).await
 }
 
 /// Its version, and where its memory is.

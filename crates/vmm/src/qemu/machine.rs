@@ -80,7 +80,7 @@ pub(super) async fn launch(
     let agent_socket = spec.runtime_dir.join("agent.sock");
     let words = Words::begin(&spec.log_dir);
     let made = Cleanup::of(&[&control_socket, &agent_socket]);
-    let mut layout = Layout::of(&spec);
+    let mut layout = Layout::of(&spec, super::DEVICES);
     let mut state = None;
     let memory = match &how {
         Begin::Boot => Memory::Anonymous,

@@ -24,8 +24,11 @@ pub use confinement::policy;
 
 use machine::Begin;
 
-use crate::snapshot::Files;
+use crate::snapshot::{Files, Layout};
 use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
+
+/// The set of devices that its machines have: see [`Layout::devices`].
+const DEVICES: u32 = 0;
 
 /// The driver.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ impl Driver for QemuDriver {
     async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>> {
         let files = Files::of(snapshot);
         let info = self.info().await?;
-        let memory = files.about(&spec, DriverKind::Qemu, &info.version)?;
+        let memory = files.about(&Layout::of(&spec, DEVICES), &spec, DriverKind::Qemu, &info.version)?;
         let how = Begin::Restore { state: &files.state, memory, read_only: info.reads_memory_only };
         Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock, how).await?))
     }

@@ -11,7 +11,7 @@ use banger_model::{Accel, Error, ErrorCode};
 use banger_vmm::firecracker::FirecrackerDriver;
 use banger_vmm::{Cage, VmmError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::bench::{Bench, Subject, soon, until};
 use crate::guest;
@@ -59,52 +59,59 @@ async fn serve(
 ) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => head.push(byte),
-                Err(_) => break,
+        // As the real one, it answers on one connection for as long as there are calls.
+        while let Some(target) = asked(&mut stream).await {
+            let answer = if target == path { odd } else { Answer::Fine };
+            say(&mut stream, &target, answer).await;
+            if let Answer::HalfThenDie = answer {
+                let pid = pid.lock().unwrap().take().unwrap();
+                let process = banger_vmm::process::ProcessId::of(pid).unwrap().unwrap();
+                process.signal(banger_vmm::Signal::KILL).unwrap();
+            }
+            if let Answer::HalfThenHangUp | Answer::HalfThenDie | Answer::Nonsense | Answer::Flood = answer {
+                break;
             }
         }
-        // A look whether anybody is there.
-        if head.is_empty() {
-            continue;
+    }
+}
+
+/// Reads a call; what it is to. `None`: there is none any more.
+async fn asked(stream: &mut UnixStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    let length =
+        head.lines().find_map(|l| l.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    stream.read_exact(&mut vec![0; length]).await.unwrap();
+    Some(head.split(' ').nth(1).unwrap().to_owned())
+}
+
+async fn say(stream: &mut UnixStream, target: &str, answer: Answer) {
+    let fault = r#"{"fault_message": "The disk is on fire."}"#;
+    let whole = |status: &str, body: &str| {
+        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    };
+    let text = match answer {
+        Answer::Fine if target == "/" => whole("200 OK", r#"{"state": "Running"}"#),
+        Answer::Fine => whole("204 No Content", ""),
+        Answer::Refuse => whole("400 Bad Request", fault),
+        Answer::Fail => whole("500 Internal Server Error", "oops"),
+        Answer::NotStarted => whole("200 OK", r#"{"state": "Not started"}"#),
+        Answer::HalfThenHangUp | Answer::HalfThenDie => {
+            "HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{\"state\"".to_owned()
         }
-        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
-        let length =
-            head.lines().find_map(|l| l.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
-        stream.read_exact(&mut vec![0; length]).await.unwrap();
-        let target = head.split(' ').nth(1).unwrap();
-        let answer = if target == path { odd } else { Answer::Fine };
-        let fault = r#"{"fault_message": "The disk is on fire."}"#;
-        let whole = |status: &str, body: &str| {
-            format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-        };
-        let text = match answer {
-            Answer::Fine if target == "/" => whole("200 OK", r#"{"state": "Running"}"#),
-            Answer::Fine => whole("204 No Content", ""),
-            Answer::Refuse => whole("400 Bad Request", fault),
-            Answer::Fail => whole("500 Internal Server Error", "oops"),
-            Answer::NotStarted => whole("200 OK", r#"{"state": "Not started"}"#),
-            Answer::HalfThenHangUp | Answer::HalfThenDie => {
-                "HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{\"state\"".to_owned()
-            }
-            Answer::Nonsense => "SSH-2.0-nonsense\r\n\r\n".to_owned(),
-            Answer::Flood => "HTTP/1.1 400 Bad Request\r\ncontent-length: 99999999\r\n\r\n".to_owned(),
-            Answer::Hang => {
-                tokio::time::sleep(Duration::from_secs(600)).await;
-                String::new()
-            }
-        };
-        let _ = stream.write_all(text.as_bytes()).await;
-        if let Answer::Flood = answer {
-            while stream.write_all(&[b' '; 4096]).await.is_ok() {}
+        Answer::Nonsense => "SSH-2.0-nonsense\r\n\r\n".to_owned(),
+        Answer::Flood => "HTTP/1.1 400 Bad Request\r\ncontent-length: 99999999\r\n\r\n".to_owned(),
+        Answer::Hang => {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            String::new()
         }
-        if let Answer::HalfThenDie = answer {
-            let pid = pid.lock().unwrap().take().unwrap();
-            let process = banger_vmm::process::ProcessId::of(pid).unwrap().unwrap();
-            process.signal(banger_vmm::Signal::KILL).unwrap();
-        }
+    };
+    let _ = stream.write_all(text.as_bytes()).await;
+    if let Answer::Flood = answer {
+        while stream.write_all(&[b' '; 4096]).await.is_ok() {}
     }
 }
 

@@ -249,6 +249,16 @@ async fn a_snapshot_of_something_else_is_refused(subject: Subject) {
     fs::write(dir.join("snapshot.json"), about.replace(&version, "1.2.3")).unwrap();
     let error = refused(&subject, idle, dir).await;
     assert!(error.contains("version 1.2.3 wrote it") && error.contains(&version), "{error}");
+    // And one of a machine with devices that ours have not (those of before there were balloons say nothing of them)
+    let mut other: serde_json::Value = serde_json::from_str(&about).unwrap();
+    let layout = other["layout"].as_object_mut().unwrap();
+    match layout["devices"].as_u64().unwrap() {
+        0 => drop(layout.insert("devices".into(), 7.into())),
+        _ => drop(layout.remove("devices")),
+    }
+    fs::write(dir.join("snapshot.json"), other.to_string()).unwrap();
+    let error = refused(&subject, idle, dir).await;
+    assert!(error.contains("other devices"), "{error}");
     fs::remove_file(dir.join("snapshot.json")).unwrap();
     let other = Bench::new(&subject);
     assert!(soon(subject.driver.restore(other.spec(&guest::idle()), dir)).await.is_err());

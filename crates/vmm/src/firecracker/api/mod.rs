@@ -4,16 +4,19 @@
 
 mod types;
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 
 pub(super) use types::*;
 
@@ -45,7 +48,7 @@ pub(super) enum ApiError {
     Garbled(String),
 }
 
-/// The API behind one socket. Each call has a connection of its own.
+/// The API behind one socket. Each call has a connection of its own: nobody knows how long it is until the next.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     socket: PathBuf,
@@ -56,42 +59,68 @@ impl Client {
         Self { socket: socket.to_owned() }
     }
 
-    /// Whether somebody accepts connections.
-    pub(super) async fn is_there(&self) -> bool {
-        sockets::connect(&self.socket).await.is_ok()
+    /// A connection for several calls; the error is that of connecting.
+    pub(super) async fn connect(&self) -> io::Result<Connection<UnixStream>> {
+        let stream = sockets::connect(&self.socket).await?;
+        Connection::over(stream).await.map_err(io::Error::other)
     }
 
     pub(super) async fn put<C: Call>(&self, call: &C) -> Result<(), ApiError> {
-        let limit = call.limit();
-        self.call(call.method(), &call.path(), Some(call), limit, read_done).await
+        self.connected().await?.put(call).await
     }
 
     /// What the machine says it does.
     pub(super) async fn instance(&self) -> Result<Instance, ApiError> {
-        self.get("/").await
+        self.connected().await?.instance().await
     }
 
     /// Its version.
     pub(super) async fn version(&self) -> Result<String, ApiError> {
-        Ok(self.get::<VersionAnswer>("/version").await?.firecracker_version)
+        let answer = self.connected().await?.get::<VersionAnswer>("/version").await;
+        Ok(answer?.firecracker_version)
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        self.call(Method::GET, path, None::<&()>, ANSWER, read_answer).await
+    async fn connected(&self) -> Result<Connection<UnixStream>, ApiError> {
+        self.connect().await.map_err(|e| ApiError::Closed(e.to_string()))
+    }
+}
+
+/// A connection, for one call after the other. It is driven by the calls and ends with this: no task outlives a call that
+/// was dropped. After a call that failed there is no use in another.
+pub(super) struct Connection<S: AsyncRead + AsyncWrite + Unpin> {
+    sender: SendRequest<Full<Bytes>>,
+    /// `None` when it has been closed.
+    driver: Option<Pin<Box<http1::Connection<TokioIo<S>, Full<Bytes>>>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    pub(super) async fn over(stream: S) -> Result<Self, ApiError> {
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+        Ok(Self { sender, driver: Some(Box::pin(driver)) })
     }
 
-    async fn call<B: Serialize, T>(
-        &self,
+    pub(super) async fn put<C: Call>(&mut self, call: &C) -> Result<(), ApiError> {
+        let body = serde_json::to_vec(call).map_err(|e| ApiError::Garbled(e.to_string()))?;
+        self.call(call.method(), &call.path(), body, call.limit(), read_done).await
+    }
+
+    /// What the machine says it does.
+    pub(super) async fn instance(&mut self) -> Result<Instance, ApiError> {
+        self.get("/").await
+    }
+
+    async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ApiError> {
+        self.call(Method::GET, path, Vec::new(), ANSWER, read_answer).await
+    }
+
+    async fn call<T>(
+        &mut self,
         method: Method,
         path: &str,
-        body: Option<&B>,
+        body: Vec<u8>,
         limit: Duration,
         read: impl FnOnce(u16, &[u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        let body = match body {
-            Some(body) => serde_json::to_vec(body).map_err(|e| ApiError::Garbled(e.to_string()))?,
-            None => Vec::new(),
-        };
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -106,33 +135,28 @@ impl Client {
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ApiError> {
-        let stream = sockets::connect(&self.socket).await.map_err(|e| ApiError::Closed(e.to_string()))?;
-        Self::exchange_over(stream, request).await
-    }
-
-    async fn exchange_over(
-        stream: impl AsyncRead + AsyncWrite + Unpin,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), ApiError> {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ApiError> {
+        let Self { sender, driver } = self;
+        let Some(driving) = driver else { return Err(ApiError::Closed("it was closed".to_owned())) };
         let answer = async {
+            sender.ready().await.map_err(|e| broken(&e))?;
             let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), BODY_MAX).collect().await;
             let body = body.map_err(|e| ApiError::Closed(e.to_string()))?.to_bytes();
             Ok((status, body))
         };
-        tokio::pin!(connection, answer);
-        // The connection is driven here and ends with us: no task outlives a call that was dropped.
+        tokio::pin!(answer);
         tokio::select! {
             biased;
             answer = &mut answer => answer,
-            end = &mut connection => match end {
-                Ok(()) => answer.await,
-                Err(error) => Err(broken(&error)),
-            },
+            end = driving => {
+                *driver = None;
+                match end {
+                    Ok(()) => answer.await,
+                    Err(error) => Err(broken(&error)),
+                }
+            }
         }
     }
 }
@@ -140,12 +164,8 @@ impl Client {
 /// What becomes of bytes that come instead of an answer: the words of the error, if it is one.
 #[cfg(fuzzing)]
 pub(super) async fn judge(stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<String> {
-    let request = Request::get("/").body(Full::new(Bytes::new())).ok()?;
-    let answer = Client::exchange_over(stream, request).await;
-    answer
-        .and_then(|(status, body)| read_answer::<Instance>(status.as_u16(), &body))
-        .err()
-        .map(|e| e.to_string())
+    let answer = async { Connection::over(stream).await?.instance().await };
+    answer.await.err().map(|e| e.to_string())
 }
 
 fn broken(error: &hyper::Error) -> ApiError {
