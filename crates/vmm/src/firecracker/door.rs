@@ -2,15 +2,14 @@
 //! directory. Must never wait longer than the process lives.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
+use rustix::fs::inotify::WatchFlags;
 use tokio::net::UnixStream;
 
 use super::api::{ApiError, Client, Connection};
+use super::changes::Changes;
 use crate::spawn::Spawned;
 
 /// How long it may take; usually some 10 ms.
@@ -22,14 +21,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// The directory in which it will appear.
 pub(super) struct Door {
     /// `None` where the kernel watches no more directories for us.
-    changes: Option<AsyncFd<OwnedFd>>,
+    changes: Option<Changes>,
 }
 
 impl Door {
     /// To be called before the process starts.
     pub(super) fn watch(dir: &Path) -> Self {
-        let changes =
-            changes(dir).inspect_err(|error| tracing::debug!(%error, "a socket is looked for by time"));
+        let changes = Changes::of(dir, WatchFlags::CREATE)
+            .inspect_err(|error| tracing::debug!(%error, "a socket is looked for by time"));
         Self { changes: changes.ok() }
     }
 
@@ -60,21 +59,12 @@ impl Door {
 
     /// Returns when something may have changed.
     async fn changed(&self) {
-        let Some(changes) = &self.changes else { return tokio::time::sleep(LOOK_AGAIN).await };
-        match changes.readable().await {
-            Ok(mut ready) => {
-                let mut events = [0_u8; 4096];
-                if rustix::io::read(ready.get_inner(), &mut events).is_err() {
-                    ready.clear_ready();
-                }
-            }
-            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        let changed = match &self.changes {
+            Some(changes) => changes.next().await.is_ok(),
+            None => false,
+        };
+        if !changed {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
-}
-
-fn changes(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&fd, dir, inotify::WatchFlags::CREATE)?;
-    crate::process::watch_fd(fd)
 }

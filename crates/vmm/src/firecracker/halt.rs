@@ -4,13 +4,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::inotify;
-use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
+use rustix::fs::inotify::WatchFlags;
+
+use super::changes::Changes;
 
 /// The kernel's last words (kernel/reboot.c), of old and new ones.
 const WORDS: [&str; 3] = ["reboot: Power down", "reboot: System halted", "reboot: Power off not available"];
@@ -29,23 +28,11 @@ pub(super) async fn halted(console: &Path, start: u64) {
 async fn watch(console: &Path, mut start: u64) -> io::Result<()> {
     let file = File::open(console)?;
     // Watched before the first look, so that no change is missed.
-    let changes = changes(console)?;
+    let changes = Changes::of(console, WatchFlags::MODIFY)?;
     while !ends_with_words(&file, &mut start)? {
-        let mut ready = changes.readable().await?;
-        let mut events = [0_u8; 4096];
-        match rustix::io::read(ready.get_inner(), &mut events) {
-            Ok(_) => {}
-            Err(Errno::AGAIN) => ready.clear_ready(),
-            Err(e) => return Err(e.into()),
-        }
+        changes.next().await?;
     }
     Ok(())
-}
-
-fn changes(console: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&fd, console, inotify::WatchFlags::MODIFY)?;
-    crate::process::watch_fd(fd)
 }
 
 /// Whether the words are the last that the machine said: a kernel that runs on says more.
