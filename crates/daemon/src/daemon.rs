@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use banger_model::{Error, Result};
 use banger_store::Store;
+use banger_vmm::cage::group::Groups;
 use banger_vmm::firecracker::{self, FirecrackerDriver};
 use banger_vmm::qemu::{self, QemuDriver};
 use banger_vmm::{Cage, Driver};
@@ -48,11 +49,17 @@ impl Daemon {
         let host = Host::measure();
         let config = Config::load(|key| std::env::var_os(key), host)?;
         let companions = companions()?;
-        let cage = Cage::beside(&companions, config.require.value.clone());
+        let groups = Groups::take();
+        match &groups {
+            Ok(_) => tracing::info!("each VM has a control group"),
+            Err(why) => tracing::info!(why, "no control groups"),
+        }
+        let cage = Cage::beside(&companions, config.require.value.clone()).with_groups(groups);
         let firecracker = firecracker_driver(&config, cage.clone());
-        let drivers: Vec<Arc<dyn Driver>> = vec![Arc::new(firecracker), Arc::new(qemu_driver(&config, cage))];
+        let drivers: Vec<Arc<dyn Driver>> =
+            vec![Arc::new(firecracker), Arc::new(qemu_driver(&config, cage.clone()))];
         let faults = faults(|key| std::env::var_os(key), Death::Process)?;
-        Self::assemble(dirs, config, host, drivers, companions, faults).await
+        Self::assemble(dirs, config, host, drivers, (companions, cage), faults).await
     }
 
     /// Opens the database, joins the services and brings the world into agreement with the records.
@@ -61,7 +68,7 @@ impl Daemon {
         config: Config,
         host: Host,
         drivers: Vec<Arc<dyn Driver>>,
-        companions: PathBuf,
+        (companions, cage): (PathBuf, Cage),
         faults: Faults,
     ) -> Result<Arc<Self>> {
         refuse_emptied(&dirs)?;
@@ -78,6 +85,7 @@ impl Daemon {
             host,
             drivers,
             companions,
+            cage,
             operations: operations.clone(),
             shutdown: shutdown.clone(),
         }));

@@ -34,7 +34,7 @@ pub(crate) async fn run(
     for driver in vms.drivers() {
         checks.push(driver_check(driver.kind().as_str(), driver.capabilities().await, config));
     }
-    checks.push(cage(agent, config, dirs).await);
+    checks.push(cage(vms.cage(), dirs).await);
     checks.push(disk(dirs));
     checks.push(agent_binary(agent));
     checks.push(match artifacts.list_kernels() {
@@ -117,8 +117,7 @@ fn kvm(status: &KvmStatus) -> Check {
 }
 
 /// Builds a cage as one for a machine monitor, and says which of its layers hold.
-async fn cage(agent: &Path, config: &Config, dirs: &Dirs) -> Check {
-    let cage = Cage::beside(agent.parent().unwrap_or(Path::new("/")), config.require.value.clone());
+async fn cage(cage: Cage, dirs: &Dirs) -> Check {
     let scratch = dirs.state.scratch();
     let probed = tokio::task::spawn_blocking(move || cage.probe(&scratch)).await;
     let security = match probed {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use banger_model::Result;
-use banger_vmm::Driver;
+use banger_vmm::{Cage, Driver};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
@@ -44,7 +44,8 @@ impl Embedded {
         let config = Config::load(&env, host)?;
         let (tell, died) = watch::channel(false);
         let faults = daemon::faults(&env, Death::Embedded(tell))?;
-        let daemon = Daemon::assemble(dirs, config, host, drivers, companions, faults).await?;
+        let cage = Cage::beside(&companions, config.require.value.clone());
+        let daemon = Daemon::assemble(dirs, config, host, drivers, (companions, cage), faults).await?;
         let listener = daemon.bind()?;
         Ok(Self { daemon, listener, died, _lock: lock })
     }

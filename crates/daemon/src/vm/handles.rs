@@ -22,6 +22,9 @@ pub(crate) struct Handles {
     /// What holds around them.
     #[serde(default)]
     pub(crate) network_security: BTreeMap<String, Security>,
+    /// The control group that all of them are in.
+    #[serde(default)]
+    pub(crate) group: Option<PathBuf>,
     /// The VMM.
     pub(crate) machine: Option<MachineHandle>,
     /// Whether its vCPUs may stand still by our doing.
@@ -79,6 +82,7 @@ mod tests {
         assert_eq!(Handles::load(dir.path()), None);
         let handles = Handles {
             network: vec![ProcessId { pid: 7, start_time: 8, boot_id: "b".into() }],
+            group: Some("/sys/fs/cgroup/x".into()),
             machine: None,
             halted: true,
             frozen: true,

@@ -53,7 +53,7 @@ use banger_model::{
 };
 use banger_store::Store;
 use banger_vmm::kvm::KvmStatus;
-use banger_vmm::{Choice, Driver, choose};
+use banger_vmm::{Cage, Choice, Driver, choose};
 
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Host};
@@ -80,6 +80,7 @@ pub(crate) struct Vms {
     host: Host,
     drivers: Vec<Arc<dyn Driver>>,
     companions: PathBuf,
+    cage: Cage,
     live: Mutex<HashMap<VmId, Arc<Live>>>,
     locks: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
     operations: Arc<Operations>,
@@ -109,6 +110,8 @@ pub(crate) struct Parts {
     pub(crate) drivers: Vec<Arc<dyn Driver>>,
     /// Where the programs are that belong to this daemon.
     pub(crate) companions: PathBuf,
+    /// What those that are VMs' run in.
+    pub(crate) cage: Cage,
     /// What is being done.
     pub(crate) operations: Arc<Operations>,
     /// Cancelled when the daemon ends.
@@ -119,7 +122,8 @@ impl Vms {
     /// The service. Nothing is touched until [`Vms::reconcile`].
     #[must_use]
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, artifacts, dirs, config, host, drivers, companions, operations, shutdown } = parts;
+        let Parts { store, artifacts, dirs, config, host, drivers, companions, cage, operations, shutdown } =
+            parts;
         let (live, locks, unclean) = (Mutex::default(), Mutex::default(), tokio::sync::Notify::new());
         let shelf = Shelf::new(dirs.state.templates(), config.warm_budget.value);
         Self {
@@ -131,6 +135,7 @@ impl Vms {
             host,
             drivers,
             companions,
+            cage,
             live,
             locks,
             operations,
@@ -363,6 +368,11 @@ impl Vms {
             }
             _ => None,
         }
+    }
+
+    /// What VMs' programs run in, for `doctor`.
+    pub(crate) fn cage(&self) -> Cage {
+        self.cage.clone()
     }
 
     /// The drivers, for `doctor`.

@@ -11,6 +11,8 @@ use banger_image::kernel::BootFiles;
 use banger_model::{Boot, Error, ErrorCode, LastError, Result, Vm, VmState};
 use banger_protocol::agent::{AgentHello, Request};
 use banger_vmm::Machine;
+use banger_vmm::cage::group::Limits;
+use banger_vmm::process::mark;
 use futures_util::future::BoxFuture;
 
 use super::capability::{self, Context, Hooks, StepName};
@@ -385,7 +387,15 @@ impl Vms {
 
     async fn make_runtime_dir(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         make_dir(&self.dirs.runtime.vm(&start.vm.id))?;
-        self.save_handles(start)
+        let mark = mark(&start.vm.id);
+        start.handles.group = self.cage.groups().map(|groups| groups.of(&mark));
+        self.save_handles(start)?;
+        let limits = Limits { memory: start.vm.shape.memory, vcpu: start.vm.shape.vcpu };
+        // Where it is required nothing starts without it, and says so itself.
+        if let Some(Err(error)) = self.cage.groups().map(|groups| groups.make(&mark, limits)) {
+            tracing::warn!(vm = %start.vm.name, %error, "a VM has no control group");
+        }
+        Ok(())
     }
 
     /// A workspace that was copied in to be read only is mounted so in every boot.

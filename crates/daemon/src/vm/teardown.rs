@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use banger_model::{Error, Result, VmId};
 use banger_vmm::Signal;
+use banger_vmm::cage::group;
 use banger_vmm::process::{ProcessId, find_marked};
 
 use super::Vms;
 use super::capability;
 use super::handles::Handles;
 use super::start::{RESTORED, failed};
+use crate::artifacts::blocking;
 use crate::op::Op;
 
 /// How long a process has to be gone after SIGKILL.
@@ -51,11 +53,16 @@ impl Vms {
             };
             note(self.step(op, id, &name, release).await);
         }
-        // And the memory that a restored machine had mapped.
+        // And the memory that a restored machine had mapped, and the group that all processes were in.
         let sockets = async {
+            let group = handles.as_ref().and_then(|handles| handles.group.clone());
+            let group = match group {
+                Some(group) => blocking(move || Ok(group::remove(&group)?)).await,
+                None => Ok(()),
+            };
             let (sockets, memory) =
                 (remove_tree(&self.dirs.runtime.vm(id)), remove_tree(&dir.join(RESTORED)));
-            sockets.and(memory)
+            sockets.and(memory).and(group)
         };
         note(self.step(op, id, "sockets", sockets).await);
         // The handles go last, and only when nothing they name is left.

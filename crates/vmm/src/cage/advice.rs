@@ -16,7 +16,9 @@ pub fn advice(layer: Layer) -> String {
         }
         Layer::Seccomp => "boot a kernel with CONFIG_SECCOMP_FILTER".to_owned(),
         Layer::Cgroup => {
-            "take 'cgroup' out of [security] require: this banger does not set it yet".to_owned()
+            // A unit's group is its own; a terminal's is shared with the shell.
+            "run the daemon in a group of its own: 'banger daemon stop; systemd-run --user -p Delegate=yes bangerd'"
+                .to_owned()
         }
         Layer::Session
         | Layer::Descriptors

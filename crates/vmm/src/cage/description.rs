@@ -29,6 +29,8 @@ pub(super) struct Description {
     pub descriptors: u64,
     /// See [`super::Policy`].
     pub tap: Option<super::Tap>,
+    /// The control group that it goes into, or why there is none.
+    pub group: Result<OsString, String>,
     /// Nothing runs without these.
     pub required: Vec<Layer>,
 }

@@ -63,6 +63,7 @@ pub(crate) fn describe(
         borrows: policy.lent.is_some(),
         descriptors: policy.descriptors,
         tap: policy.tap.clone(),
+        group: cage.groups.as_ref().map(|groups| groups.of(&policy.mark).into()).map_err(Clone::clone),
         required: cage.required().to_vec(),
     };
     let failed = |source: io::Error| VmmError::Spawn { program: program.to_owned(), source };

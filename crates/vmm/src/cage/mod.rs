@@ -6,6 +6,7 @@
 
 mod advice;
 mod description;
+pub mod group;
 pub mod inside;
 mod launch;
 mod lend;
@@ -14,22 +15,27 @@ mod libraries;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-use banger_model::{Layer, Security};
+use banger_model::{Layer, Mib, Security};
 use serde::{Deserialize, Serialize};
 
 pub use advice::advice;
+use group::{Groups, Limits};
 pub(crate) use launch::{describe, report};
 
 use crate::{Result, Standalone, VmmError};
 
 const NAME: &str = "banger-cage";
+/// Why a program is in no control group, where nobody has asked for one.
+const NO_GROUP: &str = "it was given no control group";
 
 /// How programs are caged on this host. Cheap to clone.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cage {
     /// Our program that builds the cage; `None`: programs run as they are.
     builder: Option<PathBuf>,
     required: Vec<Layer>,
+    /// The control groups of VMs, or why there are none.
+    groups: std::result::Result<Groups, String>,
 }
 
 /// What one program may have. Everything else is out of its reach.
@@ -97,14 +103,27 @@ impl Cage {
     /// No cage: for measuring what it costs.
     #[must_use]
     pub fn none() -> Self {
-        Self::default()
+        Self { builder: None, required: Vec::new(), groups: Err(NO_GROUP.to_owned()) }
     }
 
     /// The cage as `banger-cage` in this directory builds it. A program of which one of the `required` layers does not
     /// hold is not started.
     #[must_use]
     pub fn beside(companions: &Path, required: Vec<Layer>) -> Self {
-        Self { builder: Some(companions.join(NAME)), required }
+        Self { builder: Some(companions.join(NAME)), required, ..Self::none() }
+    }
+
+    /// Puts each program into the control group of its VM, where there are such groups: the one of its policy's mark,
+    /// which the caller makes and removes.
+    #[must_use]
+    pub fn with_groups(self, groups: std::result::Result<Groups, String>) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// The control groups of VMs.
+    #[must_use]
+    pub fn groups(&self) -> Option<&Groups> {
+        self.groups.as_ref().ok()
     }
 
     /// The layers without which nothing is started.
@@ -126,10 +145,17 @@ impl Cage {
     pub fn probe(&self, scratch: &Path) -> Result<Security> {
         let Some(builder) = self.builder() else { return Ok(Security::default()) };
         let log = scratch.join("cage-probe.log");
+        let mark = format!("{NAME}-{}", std::process::id());
+        let limits = Limits { memory: Mib(64), vcpu: 1 };
+        let group =
+            self.groups().map(|groups| groups.make(&mark, limits).map(|()| groups.of(&mark))).transpose()?;
         let program = Standalone::new(builder, &log, scratch).args([inside::IDLE]);
-        let spawned = program.caged(self, Policy::nothing(NAME.to_owned())).spawn();
+        let spawned = program.caged(self, Policy::nothing(mark)).spawn();
         let _ = std::fs::remove_file(&log);
-        Ok(spawned?.security().clone())
+        // It ends with this.
+        let found = spawned.map(|spawned| spawned.security().clone());
+        group.map(|group| group::remove(&group)).transpose()?;
+        found
     }
 }
 

@@ -10,7 +10,7 @@ use banger_model::{Error, NetworkMode, Result, Vm};
 use banger_network::{GuestAddresses, UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
 use banger_protocol::agent::{Identity, NetworkConfig, Request};
 use banger_protocol::api::Check;
-use banger_vmm::{Cage, MachineSpec, NetDevice};
+use banger_vmm::{MachineSpec, NetDevice};
 use futures_util::future::BoxFuture;
 
 use super::{Capability, Context, Hooks, StepName};
@@ -77,7 +77,7 @@ impl Hooks for Network {
                 log: cx.vms.dirs.state.vm(&cx.vm.id).join("network.log"),
                 passt: passt.clone(),
                 guard: guard.clone(),
-                cage: Cage::beside(&cx.vms.companions, cx.vms.config.require.value.clone()),
+                cage: cx.vms.cage.clone(),
             })
             .await?;
             cx.handles.network.clone_from(&network.processes);

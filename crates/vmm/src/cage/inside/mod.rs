@@ -13,11 +13,13 @@ mod seccomp;
 mod shuttle;
 mod tap;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -71,6 +73,7 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
     cage.hold(Layer::Session);
     cage.hold(Layer::Environment);
 
+    let grouped = join(&description.group);
     let mut packets = None;
     let entered = match namespaces::enter(description.hosts_network)? {
         Ok(entered) => {
@@ -129,7 +132,7 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
     keep_only(&keep).map_err(during("close descriptors"))?;
     cage.hold(Layer::Descriptors);
     cage.tell(Layer::Seccomp, seccomp::restrict(description));
-    cage.miss(Layer::Cgroup, &no_cgroup());
+    cage.tell(Layer::Cgroup, grouped);
 
     if let Some(missing) = cage.0.missing.iter().find(|m| description.required.contains(&m.layer)) {
         say(answer, &Answer::Refused { layer: missing.layer, why: missing.why.clone() });
@@ -205,9 +208,12 @@ fn close_range(from: RawFd, to: RawFd, flags: libc::c_uint) -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Why there is no control group.
-fn no_cgroup() -> String {
-    "limits by control groups are not set yet".to_owned()
+/// Goes into its control group, while that can still be seen.
+fn join(group: &Result<OsString, String>) -> Result<(), String> {
+    let group = Path::new(group.as_ref().map_err(String::clone)?);
+    // This very process, whatever its number is where the file is read.
+    std::fs::write(group.join("cgroup.procs"), "0")
+        .map_err(|e| format!("its control group {} does not take it: {e}", group.display()))
 }
 
 /// The descriptor with this number, if it is one that was given to us.
