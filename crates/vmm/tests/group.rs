@@ -1,6 +1,6 @@
 //! Control groups: what a VM's programs may take. As root, where version 2 has the controllers for it, in a group that
 //! the test makes and gives to itself; elsewhere it says why not.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helpers may fail it")]
+#![expect(clippy::unwrap_used, reason = "a test's helpers may fail it")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

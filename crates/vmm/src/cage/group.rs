@@ -217,14 +217,14 @@ fn is_ours(top: &Path) -> bool {
 fn own_directory(groups: &str, mounts: &str) -> std::result::Result<PathBuf, String> {
     let own = groups.lines().find_map(|line| line.strip_prefix("0::"));
     let own = Path::new(own.ok_or("this kernel has no control groups of version 2")?);
-    let mounted = mounts.lines().filter_map(|line| {
+    let mut mounted = mounts.lines().filter_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
         let mut place = place.split(' ').skip(3);
         let (root, at) = (place.next()?, place.next()?);
         let below = own.strip_prefix(root).ok()?;
         kind.starts_with("cgroup2 ").then(|| Path::new(at).join(below))
     });
-    mounted.last().ok_or_else(|| "no control groups of version 2 are mounted".to_owned())
+    mounted.next_back().ok_or_else(|| "no control groups of version 2 are mounted".to_owned())
 }
 
 #[cfg(test)]

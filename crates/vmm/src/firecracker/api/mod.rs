@@ -85,12 +85,15 @@ impl Client {
     }
 }
 
+/// What moves the bytes of a connection.
+type Driven<S> = http1::Connection<TokioIo<S>, Full<Bytes>>;
+
 /// A connection, for one call after the other. It is driven by the calls and ends with this: no task outlives a call that
 /// was dropped. After a call that failed there is no use in another.
 pub(super) struct Connection<S: AsyncRead + AsyncWrite + Unpin> {
     sender: SendRequest<Full<Bytes>>,
     /// `None` when it has been closed.
-    driver: Option<Pin<Box<http1::Connection<TokioIo<S>, Full<Bytes>>>>>,
+    driver: Option<Pin<Box<Driven<S>>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
