@@ -33,6 +33,9 @@ impl Lent {
             let outcome = loop {
                 match self.answer(&listener, until) {
                     Ok(false) => {}
+                    // A signal came in between, after which the call is made again; or the caller has ended, which is
+                    // seen then.
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) => {}
                     Ok(true) => break Ok(()),
                     Err(error) => break Err(error),
                 }

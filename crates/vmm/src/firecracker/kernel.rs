@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::{Result, VmmError};
 
@@ -36,7 +37,9 @@ pub(super) fn elf(kernel: &Path) -> Result<PathBuf> {
         return Ok(kernel.to_owned());
     }
     let inside = unpack(&bytes).map_err(|why| VmmError::Kernel { path: kernel.to_owned(), why })?;
-    name.push(format!(".{}", std::process::id()));
+    // Two machines that start at once each unpack it, and the last one's stays.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    name.push(format!(".{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
     let fresh = kernel.with_file_name(name);
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
@@ -225,6 +228,24 @@ mod tests {
             let error = unpack(bytes).unwrap_err();
             assert!(error.contains(why), "{why}: {error}");
         }
+    }
+
+    #[test]
+    fn machines_that_start_at_once_all_get_a_whole_kernel() {
+        let inside = kernel();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmlinuz");
+        fs::write(&path, image(&packed("lz4", &inside), inside.len())).unwrap();
+        let all = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    all.wait();
+                    assert!(fs::read(elf(&path).unwrap()).unwrap() == inside);
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::snapshot::{About, Files, Halted, Layout, copy, dig};
 use crate::sockets::Cleanup;
 use crate::{AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console};
 
-/// How long a VMM may take to end.
+/// How long a VMM may take to end, or to stand still.
 const STOP: Duration = Duration::from_secs(10);
 /// Between two looks whether a process that is stopped has; it takes some microseconds.
 const STOPPING: Duration = Duration::from_millis(1);
@@ -208,10 +208,13 @@ impl Machine for FirecrackerMachine {
         if self.quirks.pause_deafens {
             // The whole process, vCPUs and all: its vsock notices nothing.
             self.signal(Signal::STOP)?;
-            while self.handle.process.is_alive() && !self.handle.process.is_stopped() {
-                tokio::time::sleep(STOPPING).await;
-            }
-            return Ok(());
+            let stopped = async {
+                while self.handle.process.is_alive() && !self.handle.process.is_stopped() {
+                    tokio::time::sleep(STOPPING).await;
+                }
+            };
+            let late = |_| VmmError::Timeout { vm: self.vm(), what: "halt", seconds: STOP.as_secs() };
+            return tokio::time::timeout(STOP, stopped).await.map_err(late);
         }
         self.change(ChangeState::Paused).await
     }
