@@ -59,6 +59,7 @@ struct ImageSection {
 struct WarmSection {
     enabled: Option<bool>,
     budget: Option<String>,
+    spares: Option<u32>,
 }
 
 /// Where an effective value came from.
@@ -119,6 +120,8 @@ pub(crate) struct Config {
     pub warm: Setting<bool>,
     /// What templates that were made by themselves may take on the disk.
     pub warm_budget: Setting<Bytes>,
+    /// How many machines wait, restored and halted, for a VM.
+    pub warm_spares: Setting<u32>,
     /// The QEMU binary; absent: `qemu-system-x86_64` on PATH.
     pub qemu: Setting<Option<PathBuf>>,
     /// The Firecracker binary; absent: `firecracker` on PATH.
@@ -230,6 +233,7 @@ impl Config {
             )?,
             warm,
             warm_budget: setting("warm.budget", file.warm.budget, |s| s.parse(), Bytes(8 << 30))?,
+            warm_spares: setting("warm.spares", file.warm.spares, few, 0)?,
             qemu: program("BANGER_QEMU", file.qemu),
             firecracker: program("BANGER_FIRECRACKER", file.firecracker),
             image_drivers,
@@ -242,6 +246,12 @@ impl Config {
     pub(crate) fn driver_of(&self, image: &ImageName) -> DriverChoice {
         self.image_drivers.get(image).copied().unwrap_or(self.driver.value)
     }
+}
+
+/// Each spare is a machine of its own.
+fn few(spares: u32) -> Result<u32> {
+    const MOST: u32 = 64;
+    if spares <= MOST { Ok(spares) } else { Err(Error::invalid(format!("{spares} are more than {MOST}"))) }
 }
 
 /// The value of `BANGER_WARM`.
@@ -306,6 +316,7 @@ mod tests {
         assert_eq!(Config::load(env, HOST).unwrap().qemu.origin, Origin::Environment);
         let cold = load("[warm]\nenabled = false\nbudget = '1G'").unwrap();
         assert_eq!((cold.warm.value, cold.warm_budget.value), (false, Bytes(1 << 30)));
+        assert_eq!((cold.warm_spares.value, load("[warm]\nspares = 3").unwrap().warm_spares.value), (0, 3));
         let env = |value: &'static str| move |key: &str| (key == "BANGER_WARM").then(|| value.into());
         let warm = Config::load(env("off"), HOST).unwrap().warm;
         assert_eq!((warm.value, warm.origin), (false, Origin::Environment));
@@ -333,6 +344,7 @@ mod tests {
             ("[images.alpine]\nsize = 1", "size"),
             ("[warm]\nbudget = 'all'", "warm.budget"),
             ("[warm]\nenabled = 'perhaps'", "enabled"),
+            ("[warm]\nspares = 1000", "warm.spares"),
             ("=", "TOML"),
         ] {
             let error = load(text).unwrap_err();

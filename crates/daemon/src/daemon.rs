@@ -96,6 +96,7 @@ impl Daemon {
         tokio::spawn(vms.clone().resume_stalled());
         tokio::spawn(vms.clone().watch_clock());
         tokio::spawn(vms.clone().reconcile_for_ever());
+        tokio::spawn(vms.clone().keep_spares());
         let templates = vms.clone();
         tokio::spawn(async move { templates.drop_useless_templates().await });
         let workspaces = Workspaces::new(store, dirs.state.clone());
@@ -140,6 +141,7 @@ impl Daemon {
             if unwound.is_err() {
                 tracing::info!("operations were cut off");
             }
+            self.vms.end_spares().await;
         };
         let served = async {
             let served = tokio::select! {

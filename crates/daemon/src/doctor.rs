@@ -205,6 +205,7 @@ fn defaults(config: &Config) -> Check {
         program("firecracker", &config.firecracker),
         format!("warm start {} ({})", if config.warm.value { "on" } else { "off" }, config.warm.origin),
         line("template budget", &config.warm_budget),
+        line("spares", &config.warm_spares),
     ];
     parts.extend(
         config.image_drivers.iter().map(|(image, driver)| format!("driver of '{image}' {driver} (config)")),

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use banger_model::{Error, ErrorCode, OpId, Result, Unfinished, Vm};
+use banger_model::{Error, ErrorCode, OpId, Result, Vm};
 use banger_protocol::api::{ErrorBody, Event, News, OperationView, VmNews};
 use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
@@ -141,13 +141,13 @@ impl Operations {
     }
 
     pub(crate) fn vm_changed(&self, vm: &Vm, op: Option<&OpId>) {
-        if vm.unfinished != Some(Unfinished::Template) {
+        if !vm.is_hidden() {
             self.tell(News::Vm(vm_news(vm, op)));
         }
     }
 
     pub(crate) fn vm_deleted(&self, vm: &Vm, op: Option<&OpId>) {
-        if vm.unfinished != Some(Unfinished::Template) {
+        if !vm.is_hidden() {
             self.tell(News::VmDeleted(vm_news(vm, op)));
         }
     }

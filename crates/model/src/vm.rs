@@ -41,6 +41,16 @@ words! {
         Deleting = "deleting",
         /// It is booted only to become a template; nobody sees it.
         Template = "template",
+        /// It waits to become somebody's; nobody sees it.
+        Spare = "spare",
+    }
+}
+
+impl Unfinished {
+    /// Whether it is the daemon's own, which no user ever asked for.
+    #[must_use]
+    pub fn is_hidden(self) -> bool {
+        matches!(self, Self::Template | Self::Spare)
     }
 }
 
@@ -183,6 +193,12 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Whether it is the daemon's own, which no user ever asked for.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        self.unfinished.is_some_and(Unfinished::is_hidden)
+    }
+
     /// The workspace, if there is one and it is whole: one that is brought up to date is so before and after.
     #[must_use]
     pub fn whole_workspace(&self) -> Option<&Workspace> {

@@ -46,20 +46,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NameTaken`].
     pub fn insert_vm(&self, vm: &Vm) -> Result<(), StoreError> {
-        match write(&self.connection(), INSERT, vm) {
-            Err(StoreError::Sqlite(e))
-                if e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
-            {
-                Err(StoreError::NameTaken(vm.name.to_string()))
-            }
-            other => other,
-        }
+        write(&self.connection(), INSERT, vm)
     }
 
     /// Changes a VM's record, read and written with nobody in between. `None` when it is gone.
     ///
     /// # Errors
-    /// When the database fails.
+    /// When the database fails; [`StoreError::NameTaken`] for a new name.
     pub fn modify_vm(&self, id: &VmId, change: impl FnOnce(&mut Vm)) -> Result<Option<Vm>, StoreError> {
         let mut connection = self.connection();
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -79,20 +72,26 @@ impl Store {
         Ok(())
     }
 
-    /// Names of the VMs that use a kernel.
+    /// Names of the VMs that use a kernel, but for spares: those are in nobody's way.
     ///
     /// # Errors
     /// When the database fails.
     pub fn vms_with_kernel(&self, kernel: &KernelName) -> Result<Vec<String>, StoreError> {
-        self.names("SELECT name FROM vms WHERE kernel = ?1 ORDER BY name", kernel.as_str())
+        self.names(
+            "SELECT name FROM vms WHERE kernel = ?1 AND unfinished IS NOT 'spare' ORDER BY name",
+            kernel.as_str(),
+        )
     }
 
-    /// Names of the VMs that boot from an image.
+    /// Names of the VMs that boot from an image, but for spares.
     ///
     /// # Errors
     /// When the database fails.
     pub fn vms_with_image(&self, digest: &Sha256) -> Result<Vec<String>, StoreError> {
-        self.names("SELECT name FROM vms WHERE image_digest = ?1 ORDER BY name", digest.as_str())
+        self.names(
+            "SELECT name FROM vms WHERE image_digest = ?1 AND unfinished IS NOT 'spare' ORDER BY name",
+            digest.as_str(),
+        )
     }
 
     fn names(&self, sql: &str, key: &str) -> Result<Vec<String>, StoreError> {
@@ -110,7 +109,7 @@ fn select(connection: &Connection, id: &VmId) -> Result<Option<Vm>, StoreError> 
 }
 
 fn write(connection: &Connection, sql: &str, vm: &Vm) -> Result<(), StoreError> {
-    connection.prepare_cached(sql)?.execute(named_params! {
+    let written = connection.prepare_cached(sql)?.execute(named_params! {
         ":id": vm.id.as_str(),
         ":name": vm.name.as_str(),
         ":state": vm.state.as_str(),
@@ -135,8 +134,14 @@ fn write(connection: &Connection, sql: &str, vm: &Vm) -> Result<(), StoreError> 
         ":unfinished": vm.unfinished.map(banger_model::Unfinished::as_str),
         ":parent": to_json(vm.parent.as_ref())?,
         ":work_generation": vm.work_generation,
-    })?;
-    Ok(())
+    });
+    match written {
+        Ok(_) => Ok(()),
+        Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {
+            Err(StoreError::NameTaken(vm.name.to_string()))
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 fn vm(row: &Row<'_>) -> Result<Vm, StoreError> {

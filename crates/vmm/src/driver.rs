@@ -168,6 +168,9 @@ pub trait Machine: Send + Sync + Debug {
     /// How another daemon finds it again.
     fn handle(&self) -> &MachineHandle;
 
+    /// The same machine for whoever calls it by another name: one that waited for a user has got one.
+    fn called(&self, name: VmName) -> Arc<dyn Machine>;
+
     /// Connects to the agent's channel. One connection at a time: a second one waits until the
     /// first is closed. Before the guest has opened its side either this waits, or what is written
     /// does; whoever calls sets the limit.

@@ -174,7 +174,7 @@ pub(crate) async fn prepare(
 ) -> Response {
     asked
         .of_vm("prepare", vm, move |daemon, op, vm| async move {
-            workspace::prepare(&daemon, &op, &vm, request, query.force).await
+            workspace::prepare(&daemon.vms, &daemon.workspaces, &op, &vm, request, query.force).await
         })
         .await
 }

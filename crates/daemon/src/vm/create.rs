@@ -7,9 +7,8 @@ use banger_protocol::api::{CreateVm, PrepareRequest};
 use jiff::Timestamp;
 
 use super::Vms;
-use super::start::Origin;
 use crate::op::{Op, random_bytes};
-use crate::workspace::Workspaces;
+use crate::workspace::{Workspaces, prepare};
 
 /// The names of a create's steps.
 pub(super) fn steps() -> Vec<String> {
@@ -55,7 +54,7 @@ impl Vms {
         };
         let (image, kernel) = tokio::try_join!(ensure_image, self.artifacts.ensure_kernel(op, &kernel))?;
         op.check()?;
-        let vm = Vm {
+        let mut vm = Vm {
             id: VmId::from_random(random_bytes()),
             name: request
                 .name
@@ -76,21 +75,29 @@ impl Vms {
             host_access: request.host_access,
             ephemeral: request.rm,
             unfinished: Some(Unfinished::Creating),
-            workspace: template
-                .as_ref()
-                .filter(|_| request.workspace.is_none())
-                .and_then(|t| t.about.workspace.clone()),
+            workspace: template.as_ref().and_then(|t| t.about.workspace.clone()),
             created_at: Timestamp::now(),
             started_at: None,
             boot: None,
             last_error: None,
         };
-        let lock = self.lock(op, &vm.id).await?;
+        let first = self.first(&vm, template, request.cold || request.no_start).await;
+        let (lock, spare) = match self.take_spare(&vm, &first).await {
+            Some(spare) => {
+                vm.id = spare.id;
+                (spare.lock, Some(spare.waiting))
+            }
+            None => (self.lock(op, &vm.id).await?, None),
+        };
         op.about(&vm.name);
-        let (id, network) = (vm.id.clone(), vm.network);
+        let (id, network, has_one) = (vm.id.clone(), vm.network, vm.workspace.is_some());
         let made = async {
             let reserve = async {
-                self.store.insert_vm(&vm)?;
+                if spare.is_some() {
+                    self.store.modify_vm(&id, |spare| spare.clone_from(&vm))?;
+                } else {
+                    self.store.insert_vm(&vm)?;
+                }
                 tracing::info!(vm_id = %vm.id, vm = %vm.name, ?network, "VM reserved");
                 op.changed(&vm);
                 Ok(())
@@ -100,19 +107,18 @@ impl Vms {
                 super::start::make_dir(&self.dirs.state.vm(&id))?;
             } else {
                 let start = async {
-                    match template {
-                        Some(template) => {
-                            if vm.workspace.is_some() {
-                                let to = self.dirs.state.vm(&id);
-                                super::start::make_dir(&to)?;
-                                super::capture::copy_workspace(template.dir(), &to)?;
-                            }
-                            self.start_from(op, vm, &lock, Origin::Template(template)).await
-                        }
-                        None => self.start_first(op, vm, &lock, request.cold).await,
+                    if let (Some(_), Some(template)) = (&vm.workspace, first.template()) {
+                        let to = self.dirs.state.vm(&id);
+                        super::start::make_dir(&to)?;
+                        super::capture::copy_workspace(template.dir(), &to)?;
                     }
+                    // On the heap, as whatever may be one of several starts: together they are more than a stack takes.
+                    Box::pin(self.start_first(op, vm, &lock, first, spare)).await
                 };
-                self.start_with(op, start, workspaces, request.workspace.as_ref()).await?;
+                match request.workspace.clone() {
+                    Some(again) if has_one => self.start_and_update(op, start, workspaces, again).await?,
+                    first => self.start_with(op, start, workspaces, first.as_ref()).await?,
+                }
             }
             let finish = async { self.change(op, &id, |vm| vm.unfinished = None) };
             self.step(op, &id, "finish", finish).await
@@ -144,6 +150,22 @@ impl Vms {
             Ok(())
         };
         self.step(op, &vm.id, "workspace", send).await
+    }
+
+    /// Starts it from a template that has a workspace, and brings that up to date: a second copy, as into any VM.
+    async fn start_and_update(
+        self: &Arc<Self>,
+        op: &Op,
+        start: impl Future<Output = Result<Vm>>,
+        workspaces: &Workspaces,
+        request: PrepareRequest,
+    ) -> Result<()> {
+        let vm = start.await?;
+        let again = async {
+            Box::pin(prepare(self, workspaces, op, vm.id.as_str(), request, false)).await?;
+            Ok(())
+        };
+        self.step(op, &vm.id, "workspace", again).await
     }
 
     /// Checks everything about a request that needs no work.

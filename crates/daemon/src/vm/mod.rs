@@ -48,8 +48,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use banger_model::{
-    Accel, DriverChoice, DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result,
-    Unfinished, Vm, VmId, VmState, VmView, resolve,
+    Accel, DriverChoice, DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result, Vm, VmId,
+    VmState, VmView, resolve,
 };
 use banger_store::Store;
 use banger_vmm::kvm::KvmStatus;
@@ -63,7 +63,7 @@ use crate::startup::Dirs;
 
 pub(crate) use live::Live;
 pub(crate) use stop::STOP_TIMEOUT;
-use warm::Shelf;
+use warm::{Shelf, Spares};
 
 /// How long a read waits for the record of a machine that has just ended.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -85,6 +85,7 @@ pub(crate) struct Vms {
     locks: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
     operations: Arc<Operations>,
     shelf: Shelf,
+    spares: Spares,
     /// Something could not be torn down whole.
     unclean: tokio::sync::Notify,
     shutdown: tokio_util::sync::CancellationToken,
@@ -126,10 +127,12 @@ impl Vms {
             parts;
         let (live, locks, unclean) = (Mutex::default(), Mutex::default(), tokio::sync::Notify::new());
         let shelf = Shelf::new(dirs.state.templates(), config.warm_budget.value);
+        let spares = Spares::new(config.warm_spares.value);
         Self {
             store,
             artifacts,
             shelf,
+            spares,
             dirs,
             config,
             host,
@@ -153,10 +156,10 @@ impl Vms {
         resolve("VM", "banger ps -a", reference, &all, |vm| (vm.id.as_str(), vm.name.as_str())).cloned()
     }
 
-    /// The records but for those of templates that are being made.
+    /// The records but for those of templates that are being made, and of spares.
     fn visible(&self) -> Result<Vec<Vm>> {
         let mut vms = self.store.vms()?;
-        vms.retain(|vm| vm.unfinished != Some(Unfinished::Template));
+        vms.retain(|vm| !vm.is_hidden());
         Ok(vms)
     }
 
@@ -402,6 +405,7 @@ pub(crate) fn steps() -> Vec<(&'static str, Vec<String>)> {
         ("rebuild", change::rebuild_steps()),
         ("template", warm::steps()),
         ("template_save", warm::save_steps()),
+        ("spare", warm::spare_steps()),
     ]
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use banger_model::{Error, ErrorCode, LastError, Result, Vm, VmId, VmState};
+use banger_vmm::MachineHandle;
 use banger_vmm::process::all_marked;
 use futures_util::FutureExt as _;
 
@@ -148,7 +149,9 @@ impl Vms {
         if !matches!(vm.state, VmState::Running | VmState::Paused | VmState::Stopping) {
             return Ok(false);
         }
-        let Some(machine) = self.driver(vm.driver)?.adopt(handle).await? else { return Ok(false) };
+        // One that was a spare began under another name.
+        let handle = MachineHandle { name: vm.name.clone(), ..handle.clone() };
+        let Some(machine) = self.driver(vm.driver)?.adopt(&handle).await? else { return Ok(false) };
         tracing::info!(vm_id = %vm.id, vm = %vm.name, pid = machine.handle().process.pid, "adopted");
         self.watch(vm.id.clone(), machine, None);
         if let (Some(handles), Some(live)) = (handles, self.live(&vm.id)) {

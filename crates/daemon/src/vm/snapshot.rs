@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::start::failed;
+use crate::artifacts::blocking;
 
 /// What says that a directory is whole; written last.
 const ABOUT: &str = "vm.json";
@@ -146,7 +147,8 @@ impl About {
         asked(self) == asked(other)
     }
 
-    /// Makes the directory whole. Everything else in it is there by now.
+    /// Makes the directory whole. Everything else in it is there by now. It survives this process; a power cut, only
+    /// after [`Snapshot::flush`].
     ///
     /// # Errors
     /// `unavailable` when it cannot be written.
@@ -162,7 +164,7 @@ impl About {
         let text = serde_json::to_vec_pretty(&self).map_err(|e| failed("write", &path, &e.into()))?;
         let mut options = OpenOptions::new();
         let made = options.write(true).create_new(true).mode(0o600).open(&path);
-        let written = made.and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+        let written = made.and_then(|mut file| file.write_all(&text));
         written.map_err(|e| failed("write", &path, &e))
     }
 
@@ -275,20 +277,22 @@ impl Snapshot {
         Ok(Self { dir: to.to_owned(), about: self.about.clone() })
     }
 
-    /// Writes the files of a directory that is being made through to the disk: a power cut must not leave one that
-    /// looks whole and is not. Blocks.
+    /// Writes a directory that is whole, but not in its place yet, through to the disk: a power cut must not leave one
+    /// under its name that looks whole and is not. The VM that it is of may run meanwhile; a fork's is not worth it.
     ///
     /// # Errors
     /// `unavailable` when the disk does not take it.
-    pub(crate) fn flush(dir: &Path) -> Result<()> {
-        for name in MACHINE.into_iter().chain([SYSTEM, WORK]) {
-            let path = dir.join(name);
-            match File::open(&path).and_then(|file| file.sync_all()) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("flush", &path, &e)),
-                _ => {}
+    pub(crate) async fn flush(dir: &Path) -> Result<()> {
+        let dir = dir.to_owned();
+        blocking(move || {
+            let entries = std::fs::read_dir(&dir).map_err(|e| failed("look into", &dir, &e))?;
+            let files = entries.flatten().map(|entry| entry.path());
+            for path in files.chain([dir.clone()]) {
+                File::open(&path).and_then(|file| file.sync_all()).map_err(|e| failed("flush", &path, &e))?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
     /// What the directory takes on the disk, bytes.

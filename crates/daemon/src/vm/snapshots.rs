@@ -88,7 +88,12 @@ impl Vms {
         let made = async {
             self.copy_now(op, &vm, &half, request.disk_only).await?;
             op.check()?;
-            let keep = async { std::fs::rename(&half, &target).map_err(|e| failed("name", &target, &e)) };
+            let keep = async {
+                Snapshot::flush(&half).await?;
+                std::fs::rename(&half, &target).map_err(|e| failed("name", &target, &e))?;
+                let named = std::fs::File::open(&dir).and_then(|dir| dir.sync_all());
+                named.map_err(|e| failed("flush", &dir, &e))
+            };
             self.step(op, id, "keep", keep).await?;
             Ok::<_, Error>(view(request.name.clone(), &Snapshot::open(&target)?))
         };

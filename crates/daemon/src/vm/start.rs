@@ -45,6 +45,8 @@ pub(super) enum Origin {
     Back(Snapshot),
     /// Where a template is, and if that cannot be, from the kernel's first instruction.
     Template(Snapshot),
+    /// There already, in a machine that was restored from this and halted before it ran: see [`Waiting`].
+    Spare(Snapshot),
 }
 
 impl Origin {
@@ -52,14 +54,17 @@ impl Origin {
     fn snapshot(&self) -> Option<&Snapshot> {
         match self {
             Self::Boot | Self::BootFrom(_) => None,
-            Self::Restore(snapshot) | Self::Back(snapshot) | Self::Template(snapshot) => Some(snapshot),
+            Self::Restore(snapshot)
+            | Self::Back(snapshot)
+            | Self::Template(snapshot)
+            | Self::Spare(snapshot) => Some(snapshot),
         }
     }
 
     /// Whose disks are to be copied.
     fn disks(&self) -> Option<&Snapshot> {
         match self {
-            Self::Boot | Self::Back(_) => None,
+            Self::Boot | Self::Back(_) | Self::Spare(_) => None,
             Self::BootFrom(snapshot) | Self::Restore(snapshot) | Self::Template(snapshot) => Some(snapshot),
         }
     }
@@ -72,6 +77,7 @@ impl Origin {
             Self::Restore(snapshot) => Self::Restore(snapshot.link(to)?),
             Self::Back(snapshot) => Self::Back(snapshot.link(to)?),
             Self::Template(snapshot) => Self::Template(snapshot.link(to)?),
+            Self::Spare(snapshot) => Self::Spare(snapshot),
         })
     }
 }
@@ -85,6 +91,23 @@ pub(super) enum Purpose {
     Rescue,
     /// Becoming a template: nobody's data is ever in it, and it reaches no network.
     Template,
+    /// Waiting, restored and halted, for whoever will be its user.
+    Spare,
+}
+
+/// What a start comes to that ends before its guest runs, for another that goes on from there.
+pub(super) struct Waiting {
+    machine: Arc<dyn Machine>,
+    handles: Handles,
+    plugged: Vec<Box<dyn Hooks>>,
+    from: Snapshot,
+}
+
+impl Waiting {
+    /// Its machine.
+    pub(super) fn machine(&self) -> &Arc<dyn Machine> {
+        &self.machine
+    }
 }
 
 /// What the steps of one start share.
@@ -170,6 +193,9 @@ const TABLE: &[Line] = &[
 /// The names of those steps that are another thing where a machine goes on from a snapshot.
 pub(super) const RESTORED_STEPS: [&str; 4] = ["system_disk", "launch", "boot", "running"];
 
+/// The steps that a spare has before it when it gets its user; it has those behind it that make something.
+const SPARE_STEPS: [&str; 3] = ["starting", "boot", "running"];
+
 /// The names of a start's steps, the teardown of what an earlier run left first. The crash tests and `--timings` know
 /// them by these.
 pub(super) fn step_names() -> Vec<String> {
@@ -178,13 +204,16 @@ pub(super) fn step_names() -> Vec<String> {
 }
 
 /// Whether a step is one of a start for this purpose, which goes on from a snapshot or does not.
-fn has(purpose: Purpose, restored: bool, step: &Step) -> bool {
+fn has(purpose: Purpose, origin: &Origin, step: &Step) -> bool {
     // The memory of a guest that goes on has all that an agent was ever told.
     let tells = matches!(step.work, Work::ConfigureGuest(_)) || step.name.name == "workspace_readonly";
+    let restored = origin.snapshot().is_some();
     match purpose {
+        Purpose::Run if matches!(origin, Origin::Spare(_)) => SPARE_STEPS.contains(&step.name.name),
         Purpose::Run => !tells || !restored,
         Purpose::Rescue => rescue::has(step),
         Purpose::Template => !tells && !matches!(step.name.name, "starting" | "running"),
+        Purpose::Spare => !tells && !SPARE_STEPS.contains(&step.name.name),
     }
 }
 
@@ -223,7 +252,8 @@ impl Vms {
         }
         let never_ran = vm.started_at.is_none() && !disk::system(&self.dirs.state.vm(&vm.id), &vm).exists();
         if never_ran {
-            return self.start_first(op, vm, &lock, false).await;
+            let first = self.first(&vm, None, false).await;
+            return self.start_first(op, vm, &lock, first, None).await;
         }
         self.start_locked(op, vm, &lock).await
     }
@@ -274,9 +304,19 @@ impl Vms {
         Err(error)
     }
 
+    /// Starts a VM whose lock is held by letting a machine that waits under its id go on. When that fails the machine
+    /// may still be there: what the caller does next tears it down.
+    pub(super) async fn start_waiting(self: &Arc<Self>, op: &Op, vm: Vm, waiting: Waiting) -> Result<Vm> {
+        let id = vm.id.clone();
+        op.about(&vm.name);
+        let mut start = Start::of_waiting(op, vm, waiting);
+        self.run_steps(&mut start).await?;
+        self.store.vm(&id)?.ok_or_else(|| Error::internal("a started VM has no record"))
+    }
+
     pub(super) async fn run_steps(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let mut steps = steps();
-        steps.retain(|step| has(start.purpose, start.origin.snapshot().is_some(), step));
+        steps.retain(|step| has(start.purpose, &start.origin, step));
         for (index, Step { name: StepName { name, message }, work }) in steps.iter().enumerate() {
             start.op.stage(name, format!("{message} ({})", start.vm.name), None);
             let began = Instant::now();
@@ -355,7 +395,7 @@ impl Vms {
         }
         self.artifacts.image_file(&vm.image_digest)?;
         let files = self.artifacts.boot_files(&vm.kernel).await?;
-        if start.origin.disks().or(start.origin.snapshot()).is_some() {
+        if !matches!(start.origin, Origin::Boot) {
             let origin = std::mem::take(&mut start.origin);
             start.origin = blocking(move || origin.link(&dir.join(RESTORED))).await?;
         }
@@ -445,6 +485,19 @@ impl<'a> Start<'a> {
             origin,
             purpose,
         }
+    }
+
+    /// A start by which one that waits gets its user.
+    pub(super) fn of_waiting(op: &'a Op, vm: Vm, waiting: Waiting) -> Self {
+        let Waiting { machine, handles, plugged, from } = waiting;
+        let machine = Some(machine.called(vm.name.clone()));
+        Self { machine, handles, plugged, ..Self::new(op, vm, Origin::Spare(from), Purpose::Run) }
+    }
+
+    /// The halted machine, once the steps have run.
+    pub(super) fn into_waiting(self) -> Option<Waiting> {
+        let from = self.origin.snapshot()?.clone();
+        Some(Waiting { machine: self.machine?, handles: self.handles, plugged: self.plugged, from })
     }
 
     /// The machine, the session with its agent and what it was booted from, once the steps have run.

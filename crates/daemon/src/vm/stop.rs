@@ -212,7 +212,7 @@ impl Vms {
         let mark = async {
             let marked = self.change(op, id, |vm| {
                 // One that nobody ever saw stays out of sight, and goes as well.
-                if vm.unfinished != Some(Unfinished::Template) {
+                if !vm.is_hidden() {
                     vm.unfinished = Some(Unfinished::Deleting);
                 }
             });

@@ -16,6 +16,7 @@ use super::update::{self, Guest};
 use crate::artifacts::blocking;
 use crate::daemon::Daemon;
 use crate::op::Op;
+use crate::vm::Vms;
 
 /// The steps, in order.
 pub(crate) const STEPS: [&str; 5] = ["pack", "compare", "mark", "send", "record"];
@@ -26,19 +27,20 @@ pub(crate) const STEPS: [&str; 5] = ["pack", "compare", "mark", "send", "record"
 /// `conflict` with the names of files that the guest changed too, unless `force`; `busy` while another copy is made;
 /// what the steps say.
 pub(crate) async fn prepare(
-    daemon: &Arc<Daemon>,
+    vms: &Arc<Vms>,
+    workspaces: &Workspaces,
     op: &Op,
     reference: &str,
     request: PrepareRequest,
     force: bool,
 ) -> Result<Prepared> {
-    let (vm, live) = daemon.vms.running(reference)?;
+    let (vm, live) = vms.running(reference)?;
     op.about(&vm.name);
-    let _turn = Turn::take(&daemon.workspaces, &vm)?;
-    let (vm, _) = daemon.vms.running(vm.id.as_str())?;
+    let _turn = Turn::take(workspaces, &vm)?;
+    let (vm, _) = vms.running(vm.id.as_str())?;
     let agent = live.agent_for(op).await?;
-    let vm = daemon.workspaces.settled(op, vm, &agent).await?;
-    let job = Job { daemon, workspaces: &daemon.workspaces, op, vm: &vm, agent: &agent, request, force };
+    let vm = workspaces.settled(op, vm, &agent).await?;
+    let job = Job { vms, workspaces, op, vm: &vm, agent: &agent, request, force };
     job.run().await
 }
 
@@ -55,7 +57,8 @@ pub(crate) async fn refresh(daemon: &Arc<Daemon>, op: &Op, reference: &str, forc
         return Err(Error::invalid(format!("VM '{}' has no workspace to bring up to date", vm.name))
             .with_hint(format!("copy a repository in: 'banger vm workspace prepare {} PATH'", vm.name)));
     };
-    prepare(daemon, op, reference, manifest.request().clone(), force).await
+    let request = manifest.request().clone();
+    prepare(&daemon.vms, &daemon.workspaces, op, reference, request, force).await
 }
 
 impl Workspaces {
@@ -97,7 +100,7 @@ impl Workspaces {
 }
 
 struct Job<'a> {
-    daemon: &'a Arc<Daemon>,
+    vms: &'a Arc<Vms>,
     workspaces: &'a Workspaces,
     op: &'a Op,
     vm: &'a Vm,
@@ -141,7 +144,7 @@ impl Job<'_> {
     }
 
     async fn step<T>(&self, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.daemon.vms.step(self.op, &self.vm.id, name, work).await
+        self.vms.step(self.op, &self.vm.id, name, work).await
     }
 
     async fn pack(&self) -> Result<Packed> {

@@ -1,6 +1,6 @@
 //! Templates: bodies of `/v1/templates…`.
 
-use banger_model::{Accel, DriverKind, ImageName, KernelName, NetworkMode, VmName};
+use banger_model::{Accel, DriverKind, ImageName, KernelName, NetworkMode, VmId, VmName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,9 @@ pub struct TemplateView {
     /// Last restored; when it was made, if it never was.
     #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
     pub used_at: Timestamp,
+    /// The machines that wait, restored and halted, for VMs that will go on from it: the identities that these will have.
+    #[serde(default)]
+    pub spares: Vec<VmId>,
 }
 
 /// `POST /v1/templates`: keep a running VM as a template.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use banger_model::VmName;
 use tokio::sync::watch;
 
 use super::api::{ApiError, ChangeState, Client, CreateSnapshot, SnapshotType, State};
@@ -192,6 +193,11 @@ fn ended_well(handle: &MachineHandle) -> bool {
 impl Machine for FirecrackerMachine {
     fn handle(&self) -> &MachineHandle {
         &self.handle
+    }
+
+    fn called(&self, name: VmName) -> Arc<dyn Machine> {
+        let handle = MachineHandle { name, ..self.handle.clone() };
+        Arc::new(Self { handle, ..self.clone() })
     }
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentIo>> {

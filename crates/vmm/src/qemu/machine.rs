@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use banger_model::{Accel, DriverKind};
+use banger_model::{Accel, DriverKind, VmName};
 use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 
@@ -315,6 +315,11 @@ async fn supervise(
 impl Machine for QemuMachine {
     fn handle(&self) -> &MachineHandle {
         &self.handle
+    }
+
+    fn called(&self, name: VmName) -> Arc<dyn Machine> {
+        let handle = MachineHandle { name, ..self.handle.clone() };
+        Arc::new(Self { handle, control: Arc::clone(&self.control), exit: self.exit.clone() })
     }
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentIo>> {

@@ -14,7 +14,7 @@ use super::super::capability;
 use super::super::disk;
 use super::super::handles::Handles;
 use super::super::live::{boot_failed, console_of, greet, mark_boot};
-use super::{Purpose, Start, Vms, make_dir, rescue};
+use super::{Origin, Purpose, Start, Vms, make_dir, rescue};
 use crate::op::random_bytes;
 
 /// How long a restored guest's agent may take to answer: it did before.
@@ -60,7 +60,7 @@ impl Vms {
             log_dir,
             verbose_console,
             rescue: start.purpose == Purpose::Rescue,
-            paused: false,
+            paused: start.purpose == Purpose::Spare,
         };
         for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
             if start.purpose == Purpose::Rescue && !capability.in_rescue {
@@ -86,6 +86,9 @@ impl Vms {
     /// before their first instruction (FACTS). One that ends by itself is not tried again.
     pub(super) async fn await_agent(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
         let restored = start.origin.snapshot().is_some();
+        if let (Origin::Spare(_), Some(machine)) = (&start.origin, &start.machine) {
+            machine.resume().await?;
+        }
         // A template's guest gets what others leave.
         let times = if start.purpose == Purpose::Template { PATIENCE } else { 1 };
         let patience = self.config.boot_timeout.value * times;

@@ -117,10 +117,10 @@ impl Vms {
             let (from, to) = (disk::system(&dir, &vm), under_way.dir.clone());
             blocking(move || {
                 VmDisk::copy(&from, &Snapshot::system_disk(&to))?;
-                Snapshot::flush(&to)?;
                 about.write(&to)
             })
-            .await
+            .await?;
+            Snapshot::flush(&under_way.dir).await
         };
         op.or_cancelled(self.step(op, &id, "snapshot", snapshot)).await?;
         Ok(under_way)

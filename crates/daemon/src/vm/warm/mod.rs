@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `shelf` | the directory of templates: found, published, dropped, kept within a budget |
 //! | `builder` | a template of a shape, made in the background from a VM that nobody ever used |
+//! | `spares` | machines that were restored from templates before anybody asked for them |
 //! | `saved` | templates that somebody saved, and what users see of all |
 //!
 //! Must never let a template that cannot be used keep a VM from starting, nor put anything of a user's into one that
@@ -12,64 +13,142 @@
 mod builder;
 mod saved;
 mod shelf;
+mod spares;
 
 use std::sync::Arc;
 
-use banger_model::{Error, Result, Vm};
+use banger_model::{BootKind, Error, ErrorCode, Result, Vm};
 use banger_protocol::api::CreateVm;
 
 pub(crate) use shelf::{Shelf, needs};
+pub(crate) use spares::Spares;
 
 use super::snapshot::{About, Snapshot};
-use super::start::Origin;
+use super::start::{Origin, Waiting};
 use super::{VmLock, Vms};
 use crate::op::Op;
 
 pub(super) use builder::steps;
 pub(super) use saved::steps as save_steps;
+pub(super) use spares::steps as spare_steps;
+
+/// What a VM's first start begins with.
+#[derive(Debug)]
+pub(super) enum First {
+    /// The kernel's first instruction, and nobody wants a template of it.
+    Cold,
+    /// The template of its shape if there is one, else one is made afterwards.
+    Made(Box<Made>),
+    /// One that somebody saved.
+    Saved(Snapshot),
+}
+
+impl First {
+    /// What it goes on from.
+    pub(super) fn template(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Cold => None,
+            Self::Made(made) => made.template.as_ref(),
+            Self::Saved(template) => Some(template),
+        }
+    }
+}
+
+/// What is known of a shape.
+#[derive(Debug)]
+pub(super) struct Made {
+    key: String,
+    about: About,
+    template: Option<Snapshot>,
+}
 
 impl Vms {
-    /// The first start of a VM: from the template of its shape, or from the kernel's first instruction, and then such a
-    /// template is made in the background. With `cold` neither.
-    pub(super) async fn start_first(
-        self: &Arc<Self>,
-        op: &Op,
-        vm: Vm,
-        lock: &VmLock,
-        cold: bool,
-    ) -> Result<Vm> {
+    /// What the first start of a VM begins with.
+    pub(super) async fn first(&self, vm: &Vm, saved: Option<Snapshot>, cold: bool) -> First {
+        if let Some(saved) = saved {
+            self.spares.note_use(&shelf::id_of(&saved));
+            return First::Saved(saved);
+        }
         // What is on a work disk is not in a template.
         if cold || !self.config.warm.value || vm.work_disk.is_some() {
-            return self.start_locked(op, vm, lock).await;
+            return First::Cold;
         }
-        let key = match self.template_key(&vm).await {
-            Ok(key) => key,
+        match self.made_for(vm).await {
+            Ok(made) => {
+                self.spares.note_use(&made.key);
+                First::Made(Box::new(made))
+            }
             Err(error) => {
                 tracing::debug!(%error, "no template for want of a driver or a kernel; the start says more");
-                return self.start_locked(op, vm, lock).await;
+                First::Cold
             }
-        };
-        if let Some(template) = self.shelf.find(&key) {
-            let started = self.start_from(op, vm.clone(), lock, Origin::Template(template)).await?;
-            if started.boot.is_some_and(|boot| boot.kind == banger_model::BootKind::Cold) {
-                self.make_template_later(key, vm);
-            }
-            return Ok(started);
         }
-        self.drop_stale(op, &vm).await;
-        let started = self.start_locked(op, vm.clone(), lock).await?;
-        self.make_template_later(key, vm);
-        Ok(started)
     }
 
-    /// What the template for such a VM is called.
-    async fn template_key(&self, vm: &Vm) -> Result<String> {
+    async fn made_for(&self, vm: &Vm) -> Result<Made> {
         let files = self.artifacts.boot_files(&vm.kernel).await?;
         let vmm = self.driver(vm.driver)?.capabilities().await?;
         if !vmm.snapshot || !vmm.restore {
             return Err(Error::internal(format!("the driver '{}' has no snapshots here", vm.driver)));
         }
-        Ok(About::of(vm, &files).key(&vmm.version))
+        let about = About::of(vm, &files);
+        let key = about.key(&vmm.version);
+        let template = self.shelf.find(&key);
+        Ok(Made { key, about, template })
+    }
+
+    /// The first start of a VM; it has the id of the spare that is there for it.
+    pub(super) async fn start_first(
+        self: &Arc<Self>,
+        op: &Op,
+        vm: Vm,
+        lock: &VmLock,
+        first: First,
+        spare: Option<Waiting>,
+    ) -> Result<Vm> {
+        let (template, made) = match first {
+            First::Cold => return Box::pin(self.start_locked(op, vm, lock)).await,
+            First::Saved(template) => (Some(template), None),
+            First::Made(made) => (made.template, Some((made.key, made.about))),
+        };
+        let like = vm.clone();
+        let started = match (template, &made) {
+            (Some(template), _) => Box::pin(self.start_warm(op, vm, lock, template, spare)).await?,
+            (None, Some((_, about))) => {
+                self.drop_stale(op, about);
+                Box::pin(self.start_locked(op, vm, lock)).await?
+            }
+            (None, None) => Box::pin(self.start_locked(op, vm, lock)).await?,
+        };
+        if let Some((key, _)) = made
+            && started.boot.is_some_and(|boot| boot.kind == BootKind::Cold)
+        {
+            self.make_template_later(key, like);
+        }
+        Ok(started)
+    }
+
+    /// Starts a VM from a template: by the spare that waits for it, else by restoring it.
+    async fn start_warm(
+        self: &Arc<Self>,
+        op: &Op,
+        vm: Vm,
+        lock: &VmLock,
+        template: Snapshot,
+        spare: Option<Waiting>,
+    ) -> Result<Vm> {
+        if let Some(spare) = spare {
+            let started = Box::pin(self.start_waiting(op, vm.clone(), spare)).await;
+            // Time for another one.
+            self.shelf.changed.notify_one();
+            match started {
+                Err(error) if error.code != ErrorCode::Cancelled => {
+                    tracing::warn!(vm = %vm.name, %error, "a spare could not be used: its template is restored");
+                }
+                started => return started,
+            }
+        }
+        Box::pin(self.start_from(op, vm, lock, Origin::Template(template))).await
     }
 
     /// Where a VM begins whose template could not be gone on from: one that was made by itself is made anew, one that
@@ -91,10 +170,8 @@ impl Vms {
     }
 
     /// Drops the templates that would have been this VM's, had nothing changed since they were made.
-    async fn drop_stale(&self, op: &Op, vm: &Vm) {
-        let Ok(files) = self.artifacts.boot_files(&vm.kernel).await else { return };
-        let wanted = About::of(vm, &files);
-        for template in self.shelf.made().into_iter().filter(|t| t.about.asked_alike(&wanted)) {
+    fn drop_stale(&self, op: &Op, wanted: &About) {
+        for template in self.shelf.made().into_iter().filter(|t| t.about.asked_alike(wanted)) {
             op.notice("booting, for image, kernel, banger or machine monitor have changed since the template was made");
             self.shelf.drop_template(template.dir());
         }
@@ -110,10 +187,10 @@ impl Vms {
                 let vmm = self.driver(about.driver)?.capabilities().await?;
                 Ok::<_, Error>(about.renewed(&files, image.digest).key(&vmm.version))
             };
-            let name = template.dir().file_name().map(|name| name.to_string_lossy().into_owned());
-            if current.await.ok() != name {
+            let id = shelf::id_of(&template);
+            if current.await.ok().as_ref() != Some(&id) {
                 tracing::info!(
-                    template = name,
+                    template = id,
                     "image, kernel, banger or machine monitor have changed: dropped"
                 );
                 self.shelf.drop_template(template.dir());

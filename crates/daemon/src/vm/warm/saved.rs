@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use banger_model::{DriverChoice, DriverKind, Error, ErrorCode, NetworkMode, Result};
+use banger_model::{DriverChoice, DriverKind, Error, NetworkMode, Result, VmId};
 use banger_protocol::api::{CreateVm, PruneTemplates, PrunedTemplates, SaveTemplate, TemplateView};
 use jiff::Timestamp;
 
 use super::super::Vms;
 use super::super::capture::{self, Extent};
 use super::super::snapshot::{About, Snapshot};
-use super::shelf::{saved_name, used_at};
-use crate::artifacts::blocking;
+use super::shelf::{already_there, id_of, saved_name, used_at};
 use crate::op::Op;
 
 /// The names of a save's steps.
@@ -21,7 +20,8 @@ pub(in crate::vm) fn steps() -> Vec<String> {
 impl Vms {
     /// All templates, least recently used first.
     pub(crate) fn templates(&self) -> Vec<TemplateView> {
-        self.shelf.all().iter().map(view).collect()
+        let of = |template: &Snapshot| view(template, self.spares.of(&id_of(template)));
+        self.shelf.all().iter().map(of).collect()
     }
 
     /// Keeps a VM that is up as a template. It runs on; its services, its files and its workspace are in the template.
@@ -35,12 +35,7 @@ impl Vms {
     ) -> Result<TemplateView> {
         let to = self.shelf.saved_dir(&request.name);
         if to.exists() {
-            let name = &request.name;
-            return Err(Error::new(
-                ErrorCode::AlreadyExists,
-                format!("there is a template '{name}' already"),
-            )
-            .with_hint(format!("choose another name, or 'banger vm template delete @{name}'")));
+            return Err(already_there(&format!("@{}", request.name)));
         }
         let (vm, live, _lock) = self.up(op, &request.vm).await?;
         self.enough_disk()?;
@@ -49,10 +44,9 @@ impl Vms {
         self.capture(op, &vm, &live, &under_way.dir, Extent::All).await?;
         op.check()?;
         let publish = async {
-            let dir = under_way.dir.clone();
-            blocking(move || Snapshot::flush(&dir)).await?;
+            Snapshot::flush(&under_way.dir).await?;
             self.shelf.publish(&under_way, &to)?;
-            Ok(view(&Snapshot::open(&to)?))
+            Ok(view(&Snapshot::open(&to)?, Vec::new()))
         };
         self.step(op, &vm.id, "publish", publish).await
     }
@@ -88,12 +82,11 @@ impl Vms {
     }
 }
 
-fn view(template: &Snapshot) -> TemplateView {
+fn view(template: &Snapshot, spares: Vec<VmId>) -> TemplateView {
     let about = &template.about;
     let name = saved_name(template.dir()).and_then(|name| name.parse().ok());
-    let id = template.dir().file_name().map(|id| id.to_string_lossy().into_owned()).unwrap_or_default();
     TemplateView {
-        id,
+        id: id_of(template),
         saved_from: name.is_some().then(|| about.name.clone()),
         name,
         image: about.image.clone(),
@@ -107,6 +100,7 @@ fn view(template: &Snapshot) -> TemplateView {
         size_bytes: template.size(),
         created_at: about.taken_at,
         used_at: Timestamp::try_from(used_at(template)).unwrap_or(about.taken_at),
+        spares,
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Shelf {
     making: Mutex<HashMap<String, Making>>,
     /// Held by whoever makes one.
     pub(super) turn: tokio::sync::Mutex<()>,
+    /// Whoever keeps spares is told that one came or went.
+    pub(super) changed: tokio::sync::Notify,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +45,8 @@ struct Making {
 impl Shelf {
     /// Those in a directory.
     pub(crate) fn new(dir: PathBuf, budget: Bytes) -> Self {
-        Self { dir, budget, making: Mutex::default(), turn: tokio::sync::Mutex::default() }
+        let (turn, changed) = (tokio::sync::Mutex::default(), tokio::sync::Notify::new());
+        Self { dir, budget, making: Mutex::default(), turn, changed }
     }
 
     /// Removes what a daemon that died left half made or half removed.
@@ -138,10 +141,7 @@ impl Shelf {
             Ok(()) => {}
             Err(rustix::io::Errno::EXIST) => {
                 let name = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-                return Err(Error::new(
-                    ErrorCode::AlreadyExists,
-                    format!("there is a template '{name}' already"),
-                ));
+                return Err(already_there(&name));
             }
             Err(e) => return Err(failed("name", to, &e.into())),
         }
@@ -149,6 +149,7 @@ impl Shelf {
         if let Err(error) = std::fs::File::open(&self.dir).and_then(|dir| dir.sync_all()) {
             tracing::warn!(%error, "the directory of templates could not be flushed");
         }
+        self.changed.notify_one();
         Ok(())
     }
 
@@ -171,6 +172,7 @@ impl Shelf {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove", dir, &e)),
             _ => {}
         }
+        self.changed.notify_one();
         remove_tree(&doomed.dir)
     }
 
@@ -230,6 +232,18 @@ impl Drop for UnderWay {
             tracing::warn!(dir = %self.dir.display(), %error, "a half-made template stays");
         }
     }
+}
+
+/// The error of a name that is taken; those of saved templates begin with `@`.
+pub(super) fn already_there(name: &str) -> Error {
+    let message = format!("there is a template '{}' already", name.trim_start_matches(SAVED));
+    Error::new(ErrorCode::AlreadyExists, message)
+        .with_hint(format!("choose another name, or 'banger vm template delete {name}'"))
+}
+
+/// What a template is called: its directory.
+pub(super) fn id_of(template: &Snapshot) -> String {
+    template.dir().file_name().map(|id| id.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The name that a template was saved by, if somebody did.

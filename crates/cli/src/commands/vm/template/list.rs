@@ -29,11 +29,15 @@ pub(crate) async fn run(_: &Args, context: &Context) -> Result<u8> {
             Bytes(t.size_bytes).to_string(),
             ago(t.created_at, now),
             ago(t.used_at, now),
+            t.spares.len().to_string(),
         ]
     };
     let render = |all: &[TemplateView]| {
         table(
-            &["TEMPLATE", "IMAGE", "KERNEL", "CPUS", "MEMORY", "NETWORK", "SIZE", "CREATED", "USED"],
+            &[
+                "TEMPLATE", "IMAGE", "KERNEL", "CPUS", "MEMORY", "NETWORK", "SIZE", "CREATED", "USED",
+                "SPARES",
+            ],
             &all.iter().map(row).collect::<Vec<_>>(),
         )
     };
