@@ -13,6 +13,7 @@
 )]
 
 pub mod bare;
+mod clones;
 pub mod dns;
 pub mod fake;
 pub mod guests;

@@ -262,7 +262,9 @@ impl Sandbox {
         assert!(left.is_some(), "left behind by VMs that are gone:\n{}", list(&self.left(daemon.as_deref())));
     }
 
+    /// What is there beside the daemon and what it says that it keeps for VMs to come.
     fn left(&self, daemon: Option<&str>) -> Vec<Thing> {
+        let spares = daemon.map(|_| self.spares()).unwrap_or_default();
         let daemon_socket = self.runtime().join("bangerd.sock");
         let mut left = self.scope.snapshot().since(&self.before);
         left.retain(|t| match t.kind {
@@ -282,6 +284,9 @@ impl Sandbox {
                 detail: String::new(),
             }));
         }
+        let of_spare =
+            |thing: &Thing| spares.iter().any(|id| thing.key.contains(id) || thing.detail.contains(id));
+        left.retain(|thing| !of_spare(thing));
         left
     }
 
@@ -396,6 +401,10 @@ pub struct Vm<'a> {
 }
 
 impl Vm<'_> {
+    pub(crate) fn sandbox(&self) -> &Sandbox {
+        self.sandbox
+    }
+
     /// `banger vm exec` of a command in it.
     #[must_use]
     pub fn exec<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Run {

@@ -3,21 +3,28 @@
 //!
 //! Owns `$BANGER_TEST_CACHE`, else `$XDG_CACHE_HOME/banger-tests`. A seed is named by a digest of
 //! the sources that decide what is in it, so that a change there makes a new one. A sandbox gets
-//! its files by hard link (images and kernels are never modified) and its database by copy.
+//! its files by hard link (images and kernels are never modified) and its database by copy. Of those that sources of other days
+//! made, the ones that were used last are kept; one that somebody is just taking from is never removed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use crate::sandbox::{Sandbox, workspace_dir};
 use crate::{bare, tree};
 
+/// How many seeds of a kind are kept.
+const KEPT: usize = 3;
+
 /// A filled state directory. Never run a daemon in it.
 #[derive(Debug)]
 pub struct Seed {
     state: PathBuf,
+    /// Locked, shared, as long as this lives.
+    _used: File,
 }
 
 impl Seed {
@@ -70,10 +77,10 @@ impl Seed {
         let cache = cache_dir();
         fs::create_dir_all(&cache).expect("the test cache can be made");
         let dir = cache.join(format!("{name}-{}", key()));
-        let seed = Self { state: dir };
         // One process fills it; the others wait at the lock and find it filled.
-        let lock = fs::File::create(cache.join(format!("{name}.lock"))).expect("a lock file");
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock");
+        let lock = File::create(cache.join(format!("{name}.lock"))).expect("a lock file");
+        flock(&lock, FlockOperation::LockExclusive).expect("the lock");
+        let seed = Self { _used: using(&dir), state: dir };
         if seed.state.exists() {
             return seed;
         }
@@ -89,6 +96,7 @@ impl Seed {
         }
         sandbox.banger(["daemon", "stop"]).go().ok().done();
         publish(&sandbox.state(), &seed.state);
+        prune(&cache, name);
         drop(lock);
         seed
     }
@@ -108,6 +116,45 @@ fn publish(state: &Path, target: &Path) {
         }
     }
     fs::rename(&fresh, target).expect("the seed can be published");
+}
+
+/// Notes that a seed is used, and keeps it from being removed until the file is dropped.
+fn using(seed: &Path) -> File {
+    let used = open_used(seed);
+    flock(&used, FlockOperation::LockShared).expect("the lock");
+    used.set_modified(SystemTime::now()).expect("its time");
+    used
+}
+
+fn open_used(seed: &Path) -> File {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false).open(used_file(seed)).expect("a file")
+}
+
+fn used_file(seed: &Path) -> PathBuf {
+    seed.with_extension("used")
+}
+
+/// Removes seeds of a kind whose lock the caller has, but for those that were used last or are being taken from.
+fn prune(cache: &Path, name: &str) {
+    let is_one = |path: &PathBuf| {
+        let key = path.file_name().and_then(|n| n.to_str()?.strip_prefix(name)?.strip_prefix('-'));
+        path.is_dir() && key.is_some_and(|key| key.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let used_at = |path: &PathBuf| {
+        let of = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified());
+        of(&used_file(path)).or_else(|_| of(path)).unwrap_or(SystemTime::UNIX_EPOCH)
+    };
+    let entries = fs::read_dir(cache).expect("the test cache").flatten();
+    let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_one).collect();
+    all.sort_by_key(|path| std::cmp::Reverse(used_at(path)));
+    for old in all.iter().skip(KEPT) {
+        let used = open_used(old);
+        if flock(&used, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            fs::remove_dir_all(old).expect("an old seed can be removed");
+            fs::remove_file(used_file(old)).expect("its file as well");
+        }
+    }
 }
 
 fn cache_dir() -> PathBuf {
@@ -131,4 +178,33 @@ fn key() -> String {
         }
     }
     hex::encode(&digest.finalize()[..6])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_seeds_go_but_for_those_that_somebody_takes_from() {
+        let cache = tempfile::tempdir().unwrap();
+        let seed = |key: u64| cache.path().join(format!("bare-{key:012x}"));
+        let held = using(&seed(0));
+        for key in 0..6 {
+            fs::create_dir(seed(key)).unwrap();
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(key);
+            File::create(used_file(&seed(key))).unwrap().set_modified(at).unwrap();
+        }
+        fs::create_dir(cache.path().join("bare-work")).unwrap();
+        let left = || {
+            let mut all: Vec<u64> = (0..6).filter(|key| seed(*key).is_dir()).collect();
+            all.sort_unstable();
+            all
+        };
+        prune(cache.path(), "bare");
+        assert_eq!(left(), [0, 3, 4, 5]);
+        drop(held);
+        prune(cache.path(), "bare");
+        assert_eq!(left(), [3, 4, 5]);
+        assert!(cache.path().join("bare-work").is_dir() && !used_file(&seed(0)).exists());
+    }
 }

@@ -82,6 +82,16 @@ fn a_vm_is_made_whole_or_not_at_all() {
     vm.verb("start", &[]).ok().done();
     vm.exec(["true"]).go().ok().done();
 
+    // Given a moment to go back to, and no space for its disks beside the present ones: the VM is what it was.
+    vm.says("dd if=/dev/urandom of=/big bs=1M count=8 2>/dev/null; sync");
+    sandbox.banger(["vm", "snapshot", "create", "small", "then"]).go().ok().done();
+    let full = Filler::leaving(&sandbox, 1 << 20);
+    says_so(sandbox.banger(["vm", "snapshot", "restore", "small", "then", "--json"]).go());
+    vm.exec(["test", "-e", "/big"]).go().ok().done();
+    drop(full);
+    sandbox.banger(["vm", "snapshot", "delete", "small", "then"]).go().ok().done();
+    vm.sh("rm /big").go().ok().done();
+
     // Given a guest with more in its memory than there is space, which is enough for a VM: it is not copied by halves.
     let fill = "dd if=/dev/urandom of=/dev/shm/0 bs=1M count=16; for i in $(seq 16); do cp /dev/shm/0 /dev/shm/$i; done";
     vm.sh(fill).go().ok().done();
@@ -95,6 +105,32 @@ fn a_vm_is_made_whole_or_not_at_all() {
     }
     drop(full);
     vm.delete();
+    sandbox.no_vm_is_left();
+}
+
+#[test]
+fn a_template_for_whose_disk_there_is_no_space_costs_a_notice_and_a_boot() {
+    skip_unless!(is_root(), "mounting a small file system needs root");
+    let sandbox = Sandbox::on_small_disk(&Seed::bare(), 900).warm();
+    let shape = ["--image", "bare", "--vcpu", "1", "--network", "none"];
+    sandbox.banger(["vm", "run", "--rm"]).args(shape).args(["--", "true"]).go().ok().done();
+    let template = sandbox.template_made();
+    // More than a new disk needs, and less than the template's takes.
+    let disk = fs::File::options().write(true).open(template.join("system.ext4")).unwrap();
+    let changed = disk.metadata().unwrap().modified().unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, &vec![7; 8 << 20], 64 << 20).unwrap();
+    disk.set_modified(changed).unwrap();
+    sandbox.banger(["vm", "create", "--no-start", "--name", "small"]).args(shape).go().ok().done();
+    let vm = sandbox.existing("small");
+    let full = Filler::leaving(&sandbox, 4 << 20);
+    let out = vm.verb("start", &[]).ok();
+    assert!(out.err().contains("template could not be used"), "{}", out.err());
+    assert_eq!(vm.boot_kind(), "cold");
+    drop(full);
+    vm.exec(["true"]).go().ok().done();
+    vm.delete();
+    // Another template is being made by now.
+    sandbox.banger(["daemon", "stop"]).go().ok().done();
     sandbox.no_vm_is_left();
 }
 

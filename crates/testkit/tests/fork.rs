@@ -5,11 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use banger_testkit::repo::Repo;
-use banger_testkit::{Output, Run, Sandbox, Vm, truth, wait};
+use banger_testkit::{Output, Sandbox, Vm, truth, wait};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -20,21 +19,13 @@ const SOON: Duration = Duration::from_secs(60);
 const COUNTER: &str = "(n=0; while :; do n=$((n+1)); echo $n >/dev/shm/count.new; mv /dev/shm/count.new /dev/shm/count; \
                        sleep 0.1; done) </dev/null >/dev/null 2>&1 &";
 
-fn says(vm: &Vm<'_>, script: &str) -> String {
-    vm.sh(script).within(SOON).go().ok().text().to_owned()
-}
-
 fn count(vm: &Vm<'_>) -> u64 {
-    says(vm, "cat /dev/shm/count").parse().unwrap()
+    vm.says("cat /dev/shm/count").parse().unwrap()
 }
 
 fn counts_on(vm: &Vm<'_>) {
     let before = count(vm);
     wait::must("the counter goes on", SOON, || count(vm) > before);
-}
-
-fn dir_of(sandbox: &Sandbox, vm: &Vm<'_>) -> PathBuf {
-    sandbox.state().join("vms").join(vm.show()["id"].as_str().unwrap())
 }
 
 fn banger(sandbox: &Sandbox, words: &[&str]) -> Output {
@@ -53,34 +44,11 @@ fn all_is_true(sandbox: &Sandbox) {
     assert_eq!(fs::read_dir(sandbox.state().join("tmp")).unwrap().count(), 0, "something is left in tmp");
 }
 
-/// Seconds of the host's clock, with a tenth to spare on either side.
-fn seconds(spare: f64) -> f64 {
-    (SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64() + spare).floor()
-}
-
-fn has_the_time(vm: &Vm<'_>) {
-    let early = seconds(-0.1);
-    let guest: f64 = says(vm, "date +%s").parse().unwrap();
-    let late = seconds(0.1);
-    assert!((early..=late).contains(&guest), "{guest} is not between {early} and {late}");
-}
-
-/// Stops a VM, and looks at its disks with the eyes of another.
-fn is_sound(sandbox: &Sandbox, vm: &Vm<'_>) {
-    let dir = dir_of(sandbox, vm);
-    vm.verb("stop", &[]).ok().done();
-    for disk in fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
-        if disk.extension().is_some_and(|e| e == "ext4") {
-            Run::new("/sbin/e2fsck").args(["-f", "-n"]).arg(&disk).go().ok().done();
-        }
-    }
-}
-
 #[test]
 fn a_paused_vm_stands_still_and_goes_on_with_the_time_it_is() {
     let sandbox = Sandbox::bare();
     let vm = sandbox.vm("still", "bare", &[]);
-    says(&vm, COUNTER);
+    vm.says(COUNTER);
     for round in 0..ROUNDS {
         vm.verb("pause", &[]).ok().done();
         assert_eq!(vm.show()["state"], "paused");
@@ -105,7 +73,7 @@ fn a_paused_vm_stands_still_and_goes_on_with_the_time_it_is() {
         }
         vm.verb("resume", &[]).ok().done();
         assert_eq!(vm.show()["state"], "running");
-        has_the_time(&vm);
+        vm.has_the_time();
     }
     counts_on(&vm);
     // A command that streams stands still with it, and loses nothing.
@@ -116,12 +84,12 @@ fn a_paused_vm_stands_still_and_goes_on_with_the_time_it_is() {
     let all: Vec<String> = (1..=30).map(|n| n.to_string()).collect();
     assert_eq!(stream.wait().ok().text(), all.join("\n"));
     // It can be stopped and restarted as it is.
-    says(&vm, "echo kept >/kept");
+    vm.says("echo kept >/kept");
     vm.verb("pause", &[]).ok().done();
     vm.verb("restart", &[]).ok().done();
-    assert_eq!(says(&vm, "cat /kept"), "kept", "it was powered off in good order");
+    assert_eq!(vm.says("cat /kept"), "kept", "it was powered off in good order");
     vm.verb("pause", &[]).ok().done();
-    is_sound(&sandbox, &vm);
+    vm.is_sound();
     vm.delete();
     sandbox.no_vm_is_left();
 }
@@ -130,23 +98,23 @@ fn a_paused_vm_stands_still_and_goes_on_with_the_time_it_is() {
 fn a_vm_goes_back_to_any_moment_that_was_kept() {
     let sandbox = Sandbox::bare();
     let vm = sandbox.vm("back", "bare", &["--memory", "256M", "--work-disk", "64M"]);
-    let machine_id = || says(&vm, "hostname; ip link | grep ether");
-    let (who, dir) = (machine_id(), dir_of(&sandbox, &vm));
-    says(&vm, COUNTER);
+    let machine_id = || vm.says("hostname; ip link | grep ether");
+    let (who, dir) = (machine_id(), vm.dir());
+    vm.says(COUNTER);
     let snapshot = |verb: &str, name: &str| banger(&sandbox, &["snapshot", verb, "back", name, "--json"]);
     for round in 0..ROUNDS {
         let name = format!("s{round}");
-        says(&vm, &format!("echo {round} >/root/round; echo {round} >/dev/shm/round"));
+        vm.says(&format!("echo {round} >/root/round; echo {round} >/dev/shm/round"));
         let then = count(&vm);
         let made = snapshot("create", &name).ok().json();
         assert_eq!((&made["name"], &made["kind"]), (&name.as_str().into(), &"full".into()), "{made}");
-        says(&vm, "echo wrong >/root/round; echo wrong >/dev/shm/round; sync; echo 0 >/dev/shm/count");
+        vm.says("echo wrong >/root/round; echo wrong >/dev/shm/round; sync; echo 0 >/dev/shm/count");
         snapshot("restore", &name).ok().done();
         let shown = vm.show();
         assert_eq!((&shown["state"], &shown["boot"]["kind"]), (&"running".into(), &"warm".into()), "{shown}");
-        assert_eq!(says(&vm, "cat /root/round /dev/shm/round"), format!("{round}\n{round}"));
+        assert_eq!(vm.says("cat /root/round /dev/shm/round"), format!("{round}\n{round}"));
         assert!(count(&vm) >= then, "the processes of then");
-        has_the_time(&vm);
+        vm.has_the_time();
         if round >= 2 {
             snapshot("delete", &name).ok().done();
         }
@@ -157,7 +125,7 @@ fn a_vm_goes_back_to_any_moment_that_was_kept() {
     // Also long ago, and from being off.
     vm.verb("kill", &[]).ok().done();
     snapshot("restore", "s0").ok().done();
-    assert_eq!(says(&vm, "cat /root/round /dev/shm/round"), "0\n0");
+    assert_eq!(vm.says("cat /root/round /dev/shm/round"), "0\n0");
     // Names: taken, unknown, impossible.
     refused(&snapshot("create", "s0"), "already_exists");
     refused(&snapshot("restore", "none"), "not_found");
@@ -167,9 +135,9 @@ fn a_vm_goes_back_to_any_moment_that_was_kept() {
     assert_eq!(names, ["s0", "s1"]);
 
     // Of the disks alone: the guest's latest words are in it, and it is off afterwards.
-    says(&vm, "echo disk >/root/round");
+    vm.says("echo disk >/root/round");
     banger(&sandbox, &["snapshot", "create", "back", "disk", "--disk-only"]).ok().done();
-    says(&vm, "echo wrong >/root/round; sync");
+    vm.says("echo wrong >/root/round; sync");
     let size = fs::metadata(dir.join("snapshots/disk")).is_ok();
     assert!(size && !dir.join("snapshots/disk/memory").exists());
     snapshot("restore", "disk").ok().done();
@@ -177,14 +145,14 @@ fn a_vm_goes_back_to_any_moment_that_was_kept() {
     // Larger disks come and go.
     banger(&sandbox, &["set", "back", "--disk-size", "9G", "--work-disk", "96M"]).ok().done();
     vm.verb("start", &[]).ok().done();
-    assert_eq!(says(&vm, "cat /root/round"), "disk");
+    assert_eq!(vm.says("cat /root/round"), "disk");
     snapshot("restore", "s1").ok().done();
     let shown = vm.show();
     assert_eq!(
         (&shown["disk_bytes"], &shown["work_disk_bytes"]),
         (&(8_u64 << 30).into(), &(64 << 20).into())
     );
-    assert_eq!(says(&vm, "cat /root/round /dev/shm/round"), "1\n1");
+    assert_eq!(vm.says("cat /root/round /dev/shm/round"), "1\n1");
 
     // A memory file that was cut off is no obstacle: it boots from the disks of then.
     let memory = dir.join("snapshots/s0/memory");
@@ -194,9 +162,9 @@ fn a_vm_goes_back_to_any_moment_that_was_kept() {
     let out = banger(&sandbox, &["snapshot", "restore", "back", "s0"]).ok();
     assert!(out.err().contains("boots from its disks"), "{out}");
     assert_eq!(vm.show()["boot"]["kind"], "cold");
-    assert_eq!(says(&vm, "cat /root/round; test -e /dev/shm/round || echo gone"), "0\ngone");
+    assert_eq!(vm.says("cat /root/round; test -e /dev/shm/round || echo gone"), "0\ngone");
     all_is_true(&sandbox);
-    is_sound(&sandbox, &vm);
+    vm.is_sound();
     vm.delete();
     sandbox.no_vm_is_left();
 }
@@ -205,7 +173,7 @@ fn a_vm_goes_back_to_any_moment_that_was_kept() {
 fn identity(vm: &Vm<'_>) -> Vec<String> {
     let ids = "hostname; ip link | awk '/ether/{print $2}'; head -c 16 /dev/urandom | od -An -tx1; \
                cat /proc/sys/kernel/random/uuid";
-    says(vm, ids).lines().map(str::to_owned).collect()
+    vm.says(ids).lines().map(str::to_owned).collect()
 }
 
 #[test]
@@ -216,11 +184,10 @@ fn a_fork_goes_on_from_there_as_a_machine_of_its_own() {
     let mother = sandbox.vm("mother", "bare", &create);
     let prepare = sandbox.banger(["vm", "workspace", "prepare", "mother"]).arg(repo.dir());
     prepare.within(SOON).go().ok().done();
-    says(
-        &mother,
+    mother.says(
         "echo mother >/kept; echo mother >/root/kept; echo made >/root/project/made 2>/dev/null || true",
     );
-    says(&mother, COUNTER);
+    mother.says(COUNTER);
     let who = identity(&mother);
     let exported = |name: &str| {
         let out = sandbox.banger(["vm", "workspace", "export", name, "--json"]).within(SOON).go().ok().json();
@@ -228,7 +195,7 @@ fn a_fork_goes_on_from_there_as_a_machine_of_its_own() {
         files.collect::<Vec<String>>()
     };
     let guest_path = mother.show()["workspace"]["guest_path"].as_str().unwrap().to_owned();
-    says(&mother, &format!("echo new >{guest_path}/from-mother"));
+    mother.says(&format!("echo new >{guest_path}/from-mother"));
 
     // Given a command that streams, a fork does not disturb it
     let mut stream = mother.sh("for i in $(seq 1 100); do echo line $i; sleep 0.05; done").start();
@@ -243,17 +210,17 @@ fn a_fork_goes_on_from_there_as_a_machine_of_its_own() {
     assert_eq!(mother.show()["parent"], Value::Null);
     assert_eq!(child["boot"]["kind"], "warm");
     let child = sandbox.existing("child");
-    assert_eq!(says(&child, "cat /kept /root/kept"), "mother\nmother");
+    assert_eq!(child.says("cat /kept /root/kept"), "mother\nmother");
     assert!(count(&child) >= then);
     counts_on(&child);
-    has_the_time(&child);
-    says(&child, &format!("echo new >{guest_path}/from-child"));
+    child.has_the_time();
+    child.says(&format!("echo new >{guest_path}/from-child"));
     assert_eq!(exported("child"), ["from-child", "from-mother"]);
     assert_eq!(exported("mother"), ["from-mother"]);
 
     // A fork of a fork of a fork, three at once
     banger(&sandbox, &["fork", "child", "--name", "grandchild"]).ok().done();
-    says(&sandbox.existing("grandchild"), "echo grandchild >/kept");
+    sandbox.existing("grandchild").says("echo grandchild >/kept");
     let many = banger(&sandbox, &["fork", "grandchild", "--name", "g", "--count", "3", "--json"]).ok().json();
     assert_eq!(many.as_array().unwrap().len(), 3, "{many}");
     let family = ["mother", "child", "grandchild", "g-1", "g-2", "g-3"].map(|name| sandbox.existing(name));
@@ -265,7 +232,7 @@ fn a_fork_goes_on_from_there_as_a_machine_of_its_own() {
     }
     for (vm, name) in family.iter().zip(["mother", "child", "grandchild", "g-1", "g-2", "g-3"]) {
         let kept = if name.starts_with('g') { "grandchild" } else { "mother" };
-        assert_eq!(says(vm, "cat /kept; hostname"), format!("{kept}\n{name}"));
+        assert_eq!(vm.says("cat /kept; hostname"), format!("{kept}\n{name}"));
         counts_on(vm);
     }
     all_is_true(&sandbox);
@@ -288,12 +255,12 @@ fn a_fork_goes_on_from_there_as_a_machine_of_its_own() {
     rest.iter().for_each(counts_on);
     assert_eq!(rest[1].show()["parent"]["name"], "grandchild");
     // Everybody's disks are sound, and a restart is a boot from them
-    says(&rest[1], "echo own >/kept");
-    is_sound(&sandbox, &rest[1]);
+    rest[1].says("echo own >/kept");
+    rest[1].is_sound();
     rest[1].verb("start", &[]).ok().done();
-    assert_eq!(says(&rest[1], "cat /kept; hostname"), "own\ng-1");
-    is_sound(&sandbox, &rest[2]);
-    is_sound(&sandbox, &rest[0]);
+    assert_eq!(rest[1].says("cat /kept; hostname"), "own\ng-1");
+    rest[2].is_sound();
+    rest[0].is_sound();
     for vm in rest {
         vm.delete();
     }
@@ -307,12 +274,10 @@ fn a_fork_of_a_guest_that_writes_loses_nothing_on_either_side() {
     let sandbox = Sandbox::bare();
     let mother = sandbox.vm("writer", "bare", &["--memory", "512M"]);
     // Given a guest in the midst of writing
-    says(
-        &mother,
-        "yes 0123456789abcdef | head -c 1048576 >/dev/shm/part; \
+    mother.says("yes 0123456789abcdef | head -c 1048576 >/dev/shm/part; \
          (for i in $(seq 100); do cat /dev/shm/part; sleep 0.03; done >/big; sync; touch /done) </dev/null >/dev/null 2>&1 &",
     );
-    let written = |vm: &Vm<'_>| says(vm, "stat -c %s /big 2>/dev/null || echo 0").parse::<usize>().unwrap();
+    let written = |vm: &Vm<'_>| vm.says("stat -c %s /big 2>/dev/null || echo 0").parse::<usize>().unwrap();
     wait::must("it has begun", SOON, || written(&mother) > MIB);
     // When it is forked, and again while paused
     banger(&sandbox, &["fork", "writer", "--name", "one"]).ok().done();
@@ -327,10 +292,10 @@ fn a_fork_of_a_guest_that_writes_loses_nothing_on_either_side() {
     let expected: String = expected.iter().map(|byte| format!("{byte:02x}")).collect();
     let all = [mother, sandbox.existing("one"), sandbox.existing("two")];
     for vm in &all {
-        wait::must("it has written all", SOON, || says(vm, "test -e /done && echo yes || echo no") == "yes");
-        assert_eq!(says(vm, "sha256sum /big | cut -d' ' -f1"), expected);
-        has_the_time(vm);
-        is_sound(&sandbox, vm);
+        wait::must("it has written all", SOON, || vm.says("test -e /done && echo yes || echo no") == "yes");
+        assert_eq!(vm.says("sha256sum /big | cut -d' ' -f1"), expected);
+        vm.has_the_time();
+        vm.is_sound();
     }
     for vm in all {
         vm.delete();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use banger_model::DriverKind;
+use banger_model::{DriverKind, VmName};
 use banger_vmm::process::mark;
 use banger_vmm::{
     AgentIo, Capabilities, Disk, DiskRole, Driver, ExitInfo, ExitReason, Last, Layout, Machine,
@@ -32,8 +32,16 @@ impl FakeDriver {
 
 #[derive(Debug)]
 struct FakeMachine {
+    /// With the name that whoever has this knows it by.
+    handle: MachineHandle,
     vmm: Arc<Vmm>,
     world: World,
+}
+
+impl FakeMachine {
+    fn of(vmm: Arc<Vmm>, world: World) -> Arc<dyn Machine> {
+        Arc::new(Self { handle: vmm.handle.clone(), vmm, world })
+    }
 }
 
 #[async_trait]
@@ -90,7 +98,7 @@ impl Driver for FakeDriver {
         };
         let vmm = self.world.add(handle, disk);
         self.world.spawn(agent::serve(vmm.clone(), listener, fate));
-        Ok(Arc::new(FakeMachine { vmm, world: self.world.clone() }))
+        Ok(FakeMachine::of(vmm, self.world.clone()))
     }
 
     async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>> {
@@ -116,7 +124,7 @@ impl Driver for FakeDriver {
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {
         let known = self.world.current(&handle.vm).filter(|v| v.handle.process == handle.process);
         let alive = known.filter(|v| v.handle.process.is_alive());
-        Ok(alive.map(|vmm| Arc::new(FakeMachine { vmm, world: self.world.clone() }) as Arc<dyn Machine>))
+        Ok(alive.map(|vmm| FakeMachine::of(vmm, self.world.clone())))
     }
 }
 
@@ -136,7 +144,12 @@ impl FakeDriver {
 #[async_trait]
 impl Machine for FakeMachine {
     fn handle(&self) -> &MachineHandle {
-        &self.vmm.handle
+        &self.handle
+    }
+
+    fn called(&self, name: VmName) -> Arc<dyn Machine> {
+        let handle = MachineHandle { name, ..self.handle.clone() };
+        Arc::new(Self { handle, vmm: self.vmm.clone(), world: self.world.clone() })
     }
 
     async fn connect_agent(&self) -> Result<Box<dyn AgentIo>> {

@@ -20,6 +20,9 @@ const ONCE: &str = "once";
 /// A moment that a restore goes back to.
 const KEPT_SNAPSHOT: &str = "kept";
 
+/// What was saved of the VM, for others to go on from.
+const SAVED: &str = "saved";
+
 /// Made with all that a start has a step for.
 const CREATE: &[&str] =
     &["vm", "create", "--name", NAME, "--image", "bare", "--vcpu", "1", "--work-disk", "64M"];
@@ -60,6 +63,8 @@ impl Bench {
         fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
         // Also a daemon that the next command starts after a kill must find these.
         let sandbox = sandbox.with_tools(&tools);
+        // In force only where a cell lets VMs go on from templates by themselves.
+        sandbox.configure("[warm]\nspares = 1\n");
         Self { sandbox, repo, turn: number, kept: None }
     }
 
@@ -126,6 +131,9 @@ impl Bench {
 
     /// The state that an operation begins with.
     fn prepare(&self, operation: &str, wrong: &mut Vec<String>) {
+        if matches!(operation, "spare" | "create_restored" | "create_spare") {
+            return self.prepare_saved(operation, wrong);
+        }
         let state = self.state();
         match operation {
             "create" if state != "absent" => self.must(&["vm", "delete", "-f", NAME], wrong),
@@ -161,6 +169,23 @@ impl Bench {
         }
     }
 
+    /// A template with all that a start has a step for; and no VM, where one is to be made.
+    fn prepare_saved(&self, operation: &str, wrong: &mut Vec<String>) {
+        let saved = |template: &serde_json::Value| template["name"] == SAVED;
+        if !self.sandbox.templates().iter().any(saved) {
+            match self.state().as_str() {
+                "absent" => self.must(CREATE, wrong),
+                "running" => {}
+                "paused" => self.must(&["vm", "resume", NAME], wrong),
+                _ => self.must(&["vm", "start", NAME], wrong),
+            }
+            self.must(&["vm", "template", "save", NAME, SAVED], wrong);
+        }
+        if operation != "spare" && self.state() != "absent" {
+            self.must(&["vm", "delete", "-f", NAME], wrong);
+        }
+    }
+
     /// The operation, by a daemon that is armed with the cell's fault.
     fn under_fault(&self, cell: &Cell) -> Output {
         self.banger(&["daemon", "stop"]).go().ok().done();
@@ -190,18 +215,30 @@ impl Bench {
                 words
             }
             "template_save" => vec!["vm", "template", "save", NAME, &moment],
+            "create_restored" | "create_spare" => {
+                vec!["vm", "create", "--name", NAME, "--template", SAVED]
+            }
+            "spare" => vec!["vm", "list"],
             "prepare" => vec!["vm", "workspace", "prepare", NAME, &repo, "--guest-path", &guest],
             "image_build" => vec!["image", "build", "debian", "--minimal", "--name", &image],
             other => panic!("there is no cell for the operation '{other}' yet: say here how it is asked for"),
         };
         let before = self.log().len();
-        let run = self.banger(&words).env("BANGER_FAULT", cell.to_string());
-        if cell.operation != "template" {
-            return run.go();
+        let background = matches!(cell.operation.as_str(), "template" | "spare");
+        let armed = |words: &[&str]| {
+            let run = self.banger(words).env("BANGER_FAULT", cell.fault());
+            if background || cell.operation == "create_spare" { run.env("BANGER_WARM", "on") } else { run }
+        };
+        if cell.operation == "create_spare" {
+            armed(&["daemon", "start"]).go().ok().done();
+            self.sandbox.spares_wait(1);
+        }
+        let out = armed(&words).go();
+        if !background {
+            return out;
         }
         // It is made in the background, and this is over when the fault has struck and it was unwound.
-        let out = run.env("BANGER_WARM", "on").go();
-        wait::must("a template is made or not", Duration::from_secs(120), || {
+        wait::must("it is made or not", Duration::from_secs(120), || {
             let struck = self.log().get(before..).unwrap_or_default().contains("asked for");
             struck && self.banger(&["operation", "list", "--json"]).go().text().trim() == "[]"
         });
@@ -224,7 +261,13 @@ impl Bench {
             return;
         }
         if cell.operation.starts_with("template") {
-            self.must(&["vm", "template", "prune", "--all"], wrong);
+            self.must(&["vm", "template", "prune"], wrong);
+            for template in self.sandbox.templates() {
+                let id = template["id"].as_str().unwrap();
+                if template["name"] != SAVED {
+                    self.must(&["vm", "template", "delete", id], wrong);
+                }
+            }
             // Who ran it was told that the daemon had gone, and that it is still there.
             if self.sandbox.vm_names().iter().any(|name| name == ONCE) {
                 self.must(&["vm", "delete", "-f", ONCE], wrong);
@@ -234,8 +277,8 @@ impl Bench {
         if state == "absent" {
             return;
         }
-        let delete =
-            cell.operation == "delete" || (cell.operation == "create" && self.turn.is_multiple_of(2));
+        let made = cell.operation.starts_with("create") && self.turn.is_multiple_of(2);
+        let delete = cell.operation == "delete" || made;
         if delete && state != "running" {
             return self.must(&["vm", "delete", "-f", NAME], wrong);
         }
@@ -312,7 +355,10 @@ fn is_told_as_a_notice(cell: &Cell) -> bool {
     match cell.operation.as_str() {
         "rebuild" => cell.step == "old_disk",
         "fork" => cell.step == "sweep",
-        "template" => true,
+        "template" | "spare" => true,
+        // It boots from the template's disks instead; a spare's place takes a restore.
+        "create_restored" => true,
+        "create_spare" => ["boot", "running"].contains(&cell.step.as_str()),
         "snapshot_restore" => ["system_disk", "launch", "boot", "running"].contains(&cell.step.as_str()),
         _ => false,
     }

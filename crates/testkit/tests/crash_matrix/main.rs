@@ -18,9 +18,17 @@ use crate::bench::Bench;
 /// Sandboxes that work at once.
 const WORKERS: usize = 2;
 
+/// Operations that are asked for in more than one way, where some of their steps are other things: a create that goes on
+/// from a template, and one that is given a spare.
+const WAYS: [(&str, &str, &[&str]); 2] = [
+    ("create_restored", "create", &["system_disk", "work_disk", "launch", "boot", "running"]),
+    ("create_spare", "create", &["reserve", "boot", "running", "finish"]),
+];
+
 /// One cell: a step of an operation and what happens there.
 #[derive(Debug, Clone)]
 pub(crate) struct Cell {
+    /// The daemon's word, or one of [`WAYS`].
     pub(crate) operation: String,
     pub(crate) step: String,
     pub(crate) action: &'static str,
@@ -29,6 +37,15 @@ pub(crate) struct Cell {
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}={}", self.operation, self.step, self.action)
+    }
+}
+
+impl Cell {
+    /// As the daemon is told.
+    pub(crate) fn fault(&self) -> String {
+        let operation =
+            WAYS.iter().find(|(way, ..)| *way == self.operation).map(|(_, operation, _)| *operation);
+        format!("{}.{}={}", operation.unwrap_or(&self.operation), self.step, self.action)
     }
 }
 
@@ -47,7 +64,9 @@ fn cells() -> BTreeMap<String, VecDeque<Cell>> {
     // `BANGER_MATRIX=delete` or `=start.launch` looks at these only.
     let wanted = std::env::var("BANGER_MATRIX").unwrap_or_default();
     let mut all: BTreeMap<String, VecDeque<Cell>> = BTreeMap::new();
-    for name in steps.text().lines().filter(|line| line.starts_with(&wanted)) {
+    let listed = steps.text().lines().map(str::to_owned);
+    let ways = WAYS.iter().flat_map(|(way, _, steps)| steps.iter().map(move |step| format!("{way}.{step}")));
+    for name in listed.chain(ways).filter(|line| line.starts_with(&wanted)) {
         let (operation, step) = name.split_once('.').unwrap_or_else(|| panic!("'{name}' is no step"));
         let actions = ["fail", "kill-before", "kill-after", "kill-vmm"];
         for action in actions.into_iter().filter(|a| *a != "kill-vmm" || has_machine(operation, step)) {
@@ -72,6 +91,9 @@ fn has_machine(operation: &str, step: &str) -> bool {
         "prepare" | "pause" | "resume" | "snapshot_create" => return true,
         "fork" => return step != "system_disk",
         "snapshot_restore" => &["copies", "launch", "boot", "running"],
+        "create_restored" => &["launch", "boot", "running"],
+        "create_spare" => return true,
+        "spare" => &["launch", "ready"],
         // A VM that is off, and a build.
         _ => &[],
     };

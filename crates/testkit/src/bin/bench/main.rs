@@ -1,7 +1,7 @@
 //! `make bench`: what banger costs, each number beside a floor or a peer measured in the same run.
 //!
 //! Prints a table on stdout, progress on stderr; the status is 1 when a promised bound is broken.
-//! Given `run`, `exec`, `rest`, `fork`, `many`, `export`, `prepare`, `prepare-many`, `cage`, `restore` or `warm`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
+//! Given `run`, `exec`, `rest`, `fork`, `many`, `export`, `prepare`, `prepare-many`, `cage`, `restore`, `warm` or `spares`, it measures that part only. Medians of [`ROUNDS`] runs; what is compared is run in turns, so that a busy moment hits both.
 
 #![expect(
     clippy::expect_used,
@@ -23,6 +23,7 @@ mod peer;
 mod raw;
 mod repositories;
 mod restore;
+mod spares;
 mod warm;
 mod workspace;
 
@@ -52,7 +53,7 @@ type Part = fn(&mut Vec<Line>);
 fn main() -> ExitCode {
     let mut lines = Vec::new();
     let wanted = std::env::args().nth(1);
-    let parts: [(&str, Part); 11] = [
+    let parts: [(&str, Part); 12] = [
         ("run", cold_run),
         ("exec", exec_against_ssh),
         ("rest", at_rest),
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         ("cage", cage::cage),
         ("restore", restore::restore),
         ("warm", warm::warm),
+        ("spares", spares::spares),
     ];
     if let Some(wanted) = wanted.as_deref().filter(|w| parts.iter().all(|(name, _)| name != w)) {
         let names = parts.map(|(name, _)| name).join(", ");
