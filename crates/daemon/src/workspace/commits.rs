@@ -12,6 +12,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::export::Patch;
+use super::{STILL, stands_still};
 use crate::op::Op;
 
 /// The most that is kept of what the guest's git complains.
@@ -91,7 +92,8 @@ impl Git<'_> {
         sender.finish().await?;
         let (mut left, mut stderr) = (cap, Vec::new());
         loop {
-            let event = self.op.or_cancelled(receiver.next()).await?;
+            let event = tokio::time::timeout(STILL, self.op.or_cancelled(receiver.next())).await;
+            let event = event.map_err(|_| stands_still(STILL))??;
             match event {
                 Some(StreamEvent::Data(Lane::Err, data)) => {
                     stderr.extend(data.iter().take(STDERR_CAP - stderr.len()));

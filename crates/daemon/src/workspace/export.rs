@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::SyncIoBridge;
 
-use super::{Cancellable, Pulse, Workspaces, stream_error};
+use super::{Cancellable, Pulse, Workspaces, stands_still, stream_error};
 use crate::artifacts::blocking;
 use crate::op::Op;
 
@@ -125,10 +125,8 @@ async fn scan(
     };
     op.check()?;
     if silent.is_cancelled() {
-        let message = format!("the guest's agent has said nothing for {} s", silence.as_secs());
-        return Err(Error::new(ErrorCode::Timeout, message).with_hint(
-            "end the VM with 'banger vm kill' and try again: its disks are then read without it",
-        ));
+        let hint = "end the VM with 'banger vm kill' and try again: its disks are then read without it";
+        return Err(stands_still(silence).with_hint(hint));
     }
     let (exported, reader) = received?;
     let last =

@@ -23,7 +23,7 @@ use crate::op::Op;
 
 pub(crate) use self::apply::apply;
 pub(crate) use self::incoming::{STEPS, prepare, refresh};
-use self::stream::{Cancellable, Pulse};
+use self::stream::{Cancellable, Pulse, STILL, stands_still};
 
 /// The service.
 #[derive(Debug)]

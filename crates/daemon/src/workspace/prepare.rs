@@ -13,8 +13,9 @@ use banger_workspace::Cancel;
 use banger_workspace::capture::{self, Capture, Captured, Changes, Manifest, Options};
 use tempfile::TempDir;
 use tokio_util::io::SyncIoBridge;
+use tokio_util::sync::CancellationToken;
 
-use super::{Cancellable, Workspaces};
+use super::{Cancellable, Pulse, STILL, Workspaces, stands_still};
 use crate::artifacts::blocking;
 use crate::op::{Op, cancelled};
 
@@ -152,7 +153,8 @@ impl Workspaces {
         let (root, readonly) = (plan.guest_path.as_str().into(), packed.readonly);
         let spec = CopyIn { root, update, replace, remove_bytes: list.len() as u64, readonly };
         let (sender, receiver) = agent.open(&Request::CopyIn(spec)).await?;
-        let writer = Cancellable::new(sender.writer(), op.cancel_token());
+        let (silent, pulse) = (op.cancel_token().child_token(), Pulse::new());
+        let writer = Cancellable::new(sender.writer(), &silent).watched(&pulse, 0);
         let pending = self.pending(id);
         let write = blocking(move || {
             let mut bridge = SyncIoBridge::new(writer);
@@ -165,7 +167,7 @@ impl Workspaces {
             bridge.shutdown().map_err(broken)?;
             Ok((captured, scratch))
         });
-        let (written, answer) = both(op, write, receiver.reader().reply()).await;
+        let (written, answer) = both(op, write, receiver.reader().reply(), (&pulse, &silent, STILL)).await;
         op.check()?;
         // When the guest refused, the broken writer is only the consequence.
         match answer {
@@ -255,26 +257,44 @@ impl Workspaces {
 }
 
 /// The end of a writer and the answer. A guest that waits for what will not come is left to itself, which resets its
-/// stream.
+/// stream, and so is one that neither takes nor says anything for too long.
 async fn both<W, A>(
     op: &Op,
     write: impl Future<Output = Result<W>>,
     answer: impl Future<Output = A>,
+    (pulse, silent, silence): (&Pulse, &CancellationToken, Duration),
 ) -> (Result<W>, Option<A>) {
     let (mut write, mut answer) = (std::pin::pin!(write), std::pin::pin!(answer));
-    let written = tokio::select! {
-        answer = &mut answer => return (write.await, Some(answer)),
-        written = &mut write => written,
+    let mut early = None;
+    let written = loop {
+        tokio::select! {
+            answer = &mut answer, if early.is_none() => early = Some(answer),
+            written = &mut write => break written,
+            () = pulse.stops(silence) => {
+                silent.cancel();
+                let _ = write.await;
+                break Err(stands_still(silence));
+            }
+        }
     };
+    if early.is_some() {
+        return (written, early);
+    }
     let patience = async {
         match &written {
-            Ok(_) => op.cancel_token().cancelled().await,
-            Err(_) => tokio::time::sleep(LAST_WORDS).await,
+            Ok(_) => tokio::select! {
+                () = op.cancel_token().cancelled() => cancelled(),
+                () = tokio::time::sleep(silence) => stands_still(silence),
+            },
+            Err(_) => {
+                tokio::time::sleep(LAST_WORDS).await;
+                cancelled()
+            }
         }
     };
     tokio::select! {
         answer = answer => (written, Some(answer)),
-        () = patience => (written.and_then(|_| Err(cancelled())), None),
+        why = patience => (written.and_then(|_| Err(why)), None),
     }
 }
 
@@ -292,5 +312,38 @@ fn hinted(error: Error) -> Error {
             "make room in the guest, or stop the VM and give it a larger disk: 'banger vm set NAME --disk-size SIZE'",
         ),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_neither_takes_nor_says_anything_is_given_up() {
+        let (op, limit) = (Op::alone(None), Duration::from_secs(60));
+        let never = std::future::pending::<()>;
+        // Given one that stops reading in the middle.
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let (silent, pulse) = (op.cancel_token().child_token(), Pulse::new());
+        let mut writer = Cancellable::new(ours, &silent).watched(&pulse, 0);
+        let write = async { writer.write_all(&[0; 100]).await.map_err(|e| Error::internal(e.to_string())) };
+        let (written, answer) = both(&op, write, never(), (&pulse, &silent, limit)).await;
+        assert!(written.unwrap_err().code == ErrorCode::Timeout && answer.is_none());
+        // One that has read all and does not answer.
+        let (silent, pulse) = (op.cancel_token().child_token(), Pulse::new());
+        let read = async { Ok(()) };
+        let (written, answer) = both(&op, read, never(), (&pulse, &silent, limit)).await;
+        assert!(written.unwrap_err().code == ErrorCode::Timeout && answer.is_none());
+        // One that answers late, while the host has its time.
+        let slow = async {
+            tokio::time::sleep(limit * 10).await;
+            Ok(())
+        };
+        let late = tokio::time::sleep(limit * 10 + limit / 2);
+        let (written, answer) = both(&op, slow, late, (&pulse, &silent, limit)).await;
+        assert!(written.is_ok() && answer.is_some());
     }
 }

@@ -10,7 +10,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use banger_model::{Error, ErrorCode};
+
 use crate::op::cancelled;
+
+/// How long an agent may neither take nor say anything while it unpacks, compares or runs git: it may have to remove an old
+/// copy, or to read a file of many gigabytes, before it gets on.
+pub(super) const STILL: Duration = Duration::from_secs(600);
+
+/// The error for a guest whose agent stood still for so long.
+pub(super) fn stands_still(limit: Duration) -> Error {
+    Error::new(ErrorCode::Timeout, format!("the guest's agent has said nothing for {} s", limit.as_secs()))
+        .with_hint("see what its machine does with 'banger vm logs --console', or end it with 'banger vm kill' and try again")
+}
 
 /// A reader or writer that fails as soon as its operation is cancelled, so that a thread that
 /// waits on a silent guest is let go.

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use banger_channel::Session;
 use banger_model::{ByteString, Error, ErrorCode, GuestPath, Result};
@@ -17,7 +18,7 @@ use banger_workspace::capture::{Changes, GitChange};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Cancellable, stream_error};
+use super::{Cancellable, Pulse, STILL, stands_still, stream_error};
 use crate::op::Op;
 
 /// The most records that are taken: more than a repository has files that matter to a person.
@@ -42,7 +43,7 @@ pub(super) async fn ask(op: &Op, agent: &Session, plan: &PreparePlan, changes: &
         indexes: changes.indexes.iter().map(|index| index.path.clone()).collect(),
     };
     let files = changes.git_files.iter().map(|file| &file.path);
-    compare(op, agent, spec, changes.replaced.iter().chain(&changes.removed).chain(files)).await
+    compare(op, agent, spec, changes.replaced.iter().chain(&changes.removed).chain(files), STILL).await
 }
 
 /// Asks the agent which of some paths are not as they were copied in.
@@ -52,12 +53,12 @@ pub(super) async fn touched(
     root: &GuestPath,
     paths: &[ByteString],
 ) -> Result<Vec<Touched>> {
-    Ok(compare(op, agent, about(root), paths.iter()).await?.touched)
+    Ok(compare(op, agent, about(root), paths.iter(), STILL).await?.touched)
 }
 
 /// What the copy at a place calls itself.
 pub(super) async fn name(op: &Op, agent: &Session, root: &GuestPath) -> Result<Option<ByteString>> {
-    Ok(compare(op, agent, about(root), std::iter::empty()).await?.compared.copy)
+    Ok(compare(op, agent, about(root), std::iter::empty(), STILL).await?.compared.copy)
 }
 
 fn about(root: &GuestPath) -> CompareSpec {
@@ -69,23 +70,30 @@ async fn compare(
     agent: &Session,
     spec: CompareSpec,
     paths: impl Iterator<Item = &ByteString>,
+    silence: Duration,
 ) -> Result<Guest> {
     let (sender, receiver) = agent.open(&Request::Compare(spec)).await?;
+    let pulse = Pulse::new();
     let mut list = Vec::new();
     for path in paths {
         list.extend_from_slice(path.as_bytes());
         list.push(0);
     }
-    let mut writer = Cancellable::new(sender.writer(), op.cancel_token());
-    let mut reader = Cancellable::new(receiver.reader(), op.cancel_token());
+    let mut writer = Cancellable::new(sender.writer(), op.cancel_token()).watched(&pulse, 0);
+    let mut reader = Cancellable::new(receiver.reader(), op.cancel_token()).watched(&pulse, 1);
     let write = async {
         writer.write_all(&list).await?;
         writer.shutdown().await
     };
-    let (written, touched) = tokio::join!(write, records(&mut reader));
+    let both = async { tokio::join!(write, records(&mut reader)) };
+    let (written, touched) = tokio::select! {
+        done = both => done,
+        () = pulse.stops(silence) => return Err(stands_still(silence)),
+    };
     op.check()?;
-    let reply = reader.inner.reply().await;
-    let compared = match reply? {
+    let reply = async { Ok::<_, Error>(reader.inner.reply().await) };
+    let reply = tokio::time::timeout(silence, op.or_cancelled(reply)).await;
+    let compared = match reply.map_err(|_| stands_still(silence))??? {
         Reply::Compared(compared) => compared,
         _ => return Err(odd()),
     };
@@ -240,5 +248,35 @@ fn digest(path: &Path) -> Option<[u8; 32]> {
             0 => return Some(hash.finalize().into()),
             n => hash.update(buffer.get(..n)?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use banger_channel::{GuestStream, Handler};
+
+    use super::*;
+
+    /// An agent that takes a request and does nothing about it.
+    #[derive(Clone)]
+    struct Silent;
+
+    impl Handler for Silent {
+        async fn handle(&self, _request: Request, _stream: GuestStream) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_compare_is_given_up() {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let agent = tokio::spawn(banger_channel::serve(theirs, Silent));
+        let session = Session::connect(ours, *b"0123456789abcdef").await.unwrap();
+        let (op, root, paths) = (Op::alone(None), "/w".parse().unwrap(), [ByteString::from("a")]);
+        let silence = Duration::from_millis(50);
+        let error = compare(&op, &session, about(&root), paths.iter(), silence).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Timeout, "{error}");
+        drop(session);
+        agent.abort();
     }
 }
