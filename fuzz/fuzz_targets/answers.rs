@@ -2,6 +2,8 @@
 //! the stream is an end of the call, and what an error says is one short line that no terminal acts on.
 #![no_main]
 
+mod seeds;
+
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,11 +12,22 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 enum Input {
     Raw(Vec<u8>),
     /// A head that makes sense, with any body.
-    Answer { status: u16, length: Option<u32>, body: Vec<u8> },
+    Answer {
+        status: u16,
+        length: Option<u32>,
+        body: Vec<u8>,
+    },
     /// A body in pieces.
-    Chunked { status: u16, pieces: Vec<Vec<u8>>, is_ended: bool },
+    Chunked {
+        status: u16,
+        pieces: Vec<Vec<u8>>,
+        is_ended: bool,
+    },
     /// A refusal with any sentence.
-    Refusal { status: u16, sentence: String },
+    Refusal {
+        status: u16,
+        sentence: String,
+    },
 }
 
 fn bytes(input: &Input) -> Vec<u8> {
@@ -42,7 +55,30 @@ fn bytes(input: &Input) -> Vec<u8> {
     }
 }
 
-fuzz_target!(|input: Input| {
+/// Answers of every kind that Firecracker gives.
+fn seeds() -> Vec<Vec<u8>> {
+    let with = |head: &str, body: &str| {
+        format!(
+            "HTTP/1.1 {head}\r\nServer: Firecracker API\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let fault = r#"{"fault_message":"The requested operation is not supported after starting the microVM."}"#;
+    let chunked =
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n{\"id\":\"\r\n3\r\na\"}\r\n0\r\n\r\n";
+    vec![
+        b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n".to_vec(),
+        with("200 ", r#"{"id":"m","state":"Running","vmm_version":"1.17.0-dev","app_name":"Firecracker"}"#)
+            .into(),
+        with("400 ", fault).into(),
+        with("400 ", "{}").into(),
+        with("500 ", "no json").into(),
+        with("100 Continue", "").into(),
+        chunked.into(),
+    ]
+}
+
+fuzz_target!(init: seeds::write(seeds()), |input: Input| {
     let answer = bytes(&input);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let words = runtime.block_on(async {

@@ -2,6 +2,8 @@
 //! may find the rest of an old session before the new one. Both come to an end when the byte stream does.
 #![no_main]
 
+mod seeds;
+
 use banger_channel::{GuestStream, Handler, Session, serve};
 use banger_model::ErrorCode;
 use banger_protocol::agent::frame::{
@@ -19,9 +21,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const NONCE: Nonce = *b"0123456789abcdef";
 
 #[derive(Debug, Arbitrary)]
-struct Input {
-    before: Vec<u8>,
-    pieces: Vec<Piece>,
+enum Input {
+    Raw(Vec<u8>),
+    Session { before: Vec<u8>, pieces: Vec<Piece> },
 }
 
 #[derive(Debug, Arbitrary)]
@@ -39,9 +41,14 @@ fn frame(stream: u8, kind: Kind, lane: u8, payload: &[u8]) -> Vec<u8> {
     [&encode_header(token(&NONCE), header)[..], payload, &trailer(token(&NONCE))].concat()
 }
 
-fn bytes(input: &Input) -> Vec<u8> {
+/// What there is before a session, and in it.
+fn bytes(input: &Input) -> (&[u8], Vec<u8>) {
+    let (before, pieces) = match input {
+        Input::Raw(raw) => return (&[], raw.clone()),
+        Input::Session { before, pieces } => (before, pieces),
+    };
     let mut all = Vec::new();
-    for piece in &input.pieces {
+    for piece in pieces {
         match piece {
             Piece::Raw(raw) => all.extend_from_slice(raw),
             Piece::Frame { stream, kind, lane, payload, is_broken } => {
@@ -73,7 +80,45 @@ fn bytes(input: &Input) -> Vec<u8> {
             Piece::Large { stream, lane } => all.extend(frame(*stream, Kind::Data, *lane, &[7; MAX_PAYLOAD])),
         }
     }
-    all
+    (before, all)
+}
+
+/// Both sides of a short session, as they are said.
+fn seeds() -> Vec<Vec<u8>> {
+    /// What goes one way, written down.
+    async fn carry(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin) -> Vec<u8> {
+        let (mut said, mut buffer) = (Vec::new(), vec![0; 4096]);
+        while let Ok(n @ 1..) = from.read(&mut buffer).await {
+            said.extend_from_slice(&buffer[..n]);
+            if to.write_all(&buffer[..n]).await.is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown().await;
+        said
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (asked, answered) = runtime.block_on(async {
+        let ((ours, near), (far, theirs)) = (tokio::io::duplex(1 << 16), tokio::io::duplex(1 << 16));
+        let ((near_from, near_to), (far_from, far_to)) = (tokio::io::split(near), tokio::io::split(far));
+        let host = async {
+            let session = Session::connect(ours, NONCE).await.unwrap();
+            let scan =
+                ScanSpec { root: "/w".into(), object_format: "sha1".into(), max_bytes: 1, ticks: true };
+            let (sender, receiver) = session.open(&Request::Scan(scan)).await.unwrap();
+            let mut writer = sender.writer();
+            writer.write_all(b"100644 blob 0123456789012345678901234567890123456789\ta\0").await.unwrap();
+            writer.shutdown().await.unwrap();
+            receiver.reader().reply().await.unwrap();
+            session.call(&Request::Sync).await.unwrap();
+        };
+        let agent = tokio::time::timeout(std::time::Duration::from_secs(5), serve(theirs, Reader));
+        let (asked, answered, (), _) =
+            tokio::join!(carry(near_from, far_to), carry(far_from, near_to), host, agent);
+        (asked, answered)
+    });
+    let after = |said: &[u8], start: &[u8]| said.strip_prefix(start).unwrap_or(said).to_vec();
+    vec![after(&asked, &flush_and_sync(&NONCE)), after(&answered, &ack(&NONCE)), asked, answered]
 }
 
 /// Reads what it is sent and says it is done.
@@ -136,8 +181,8 @@ async fn agent(bytes: &[u8], before: &[u8]) {
     let (_, _) = tokio::join!(host, serve(ours, Reader));
 }
 
-fuzz_target!(|input: Input| {
-    let all = bytes(&input);
+fuzz_target!(init: seeds::write(seeds()), |input: Input| {
+    let (before, all) = bytes(&input);
     if let Some(header) = all.first_chunk::<HEADER_LEN>()
         && let Ok(read) = decode_header(token(&NONCE), header)
     {
@@ -150,7 +195,7 @@ fuzz_target!(|input: Input| {
     }
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
     runtime.block_on(async {
-        host(&all, &input.before).await;
-        agent(&all, &input.before).await;
+        host(&all, before).await;
+        agent(&all, before).await;
     });
 });

@@ -2,6 +2,8 @@
 //! repository, is no spelling of `.git` and is a tree.
 #![no_main]
 
+mod seeds;
+
 use std::collections::BTreeSet;
 
 use banger_protocol::agent::scan::{MAX_PATH, RecordHeader, RecordKind, encode_header};
@@ -123,7 +125,37 @@ fn linked_above(target: &[u8], changes: &[(Vec<u8>, Verdict)]) -> bool {
     names.any(|name| target.split(|b| *b == b'/').any(|word| word == name))
 }
 
-fuzz_target!(|input: Input| {
+/// Changes as an agent says them, and some that are refused.
+fn seeds() -> Vec<Vec<u8>> {
+    let present = |mode: u32, path: &[u8], content: &[u8]| {
+        let size = content.len() as u64;
+        let header = RecordHeader { kind: RecordKind::Present, mode, path_len: path.len(), size };
+        [&encode_header(header)[..], path, content].concat()
+    };
+    let other = |kind: RecordKind, path: &[u8]| {
+        let header = RecordHeader { kind, mode: 0, path_len: path.len(), size: 0 };
+        [&encode_header(header)[..], path].concat()
+    };
+    let (file, link) = (0o100_644, 0o120_000);
+    vec![
+        present(file, b"a", b"other\n"),
+        [present(0o100_755, b"new/run", b"#!/bin/sh\n"), other(RecordKind::Deleted, b"d/b")].concat(),
+        // A file becomes a directory, a directory a file.
+        [other(RecordKind::Deleted, b"a"), present(file, b"a/in", b"x"), present(file, b"d", b"")].concat(),
+        [other(RecordKind::Deleted, b"d/b"), other(RecordKind::Deleted, b"d/up"), present(file, b"d", b"x")]
+            .concat(),
+        [present(link, b"d/in", b"../a"), present(link, b"top", b"d/up"), present(link, b"out", b"/etc")]
+            .concat(),
+        present(link, b"escape", b"d/up/../../etc"),
+        other(RecordKind::Submodule, b"sub"),
+        present(file, b".gitmodules", b"[submodule \"sub\"]\n"),
+        present(file, b"d/.GIT/config", b"[core]\n"),
+        present(file, b"git~1/hooks/x", b""),
+        present(file, "\u{feff}.g\u{200c}it".as_bytes(), b"x"),
+    ]
+}
+
+fuzz_target!(init: seeds::write(seeds()), |input: Input| {
     let mut records = match &input {
         Input::Raw(raw) => raw.clone(),
         Input::Records(records) => records.iter().flat_map(encode).collect(),
