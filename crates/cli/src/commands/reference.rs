@@ -7,7 +7,7 @@ use clap::CommandFactory as _;
 
 use super::Cli;
 
-const HEAD: &str = "# The command line\n\n<!-- Made from the program's own --help: BANGER_BLESS=1 cargo test -p banger-cli reference -->\n";
+const HEAD: &str = "# The command line\n\n<!-- Made from the program's own --help: BANGER_BLESS=1 cargo test -p banger-cli reference -->\n\nWhat scripts may rely on besides, and what was added to the contract that the project began with: [contract.md](contract.md).\n";
 
 fn page() -> String {
     let mut root = Cli::command().term_width(100);

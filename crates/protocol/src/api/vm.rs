@@ -406,7 +406,7 @@ pub struct AppliedFile {
 pub enum Outcome {
     /// It is as in the guest now.
     Applied,
-    /// It was so already.
+    /// Nothing was done: it was so already, or only the host has changed it since both sides were the same.
     Unchanged,
     /// Both sides' changes are in it.
     Merged,

@@ -120,7 +120,7 @@ fn verdict(done: &ApplySummary) -> String {
     let unchanged = done.files.iter().filter(|f| f.outcome == Outcome::Unchanged).count();
     let mut text = format!("{} changed files {will} in {target}", done.files.len() - unchanged);
     if unchanged > 0 {
-        let _ = write!(text, "; {unchanged} were so already");
+        let _ = write!(text, "; {unchanged} with nothing new");
     }
     if done.conflicts > 0 {
         let _ = write!(text, "; {} with conflict markers", done.conflicts);
