@@ -27,60 +27,11 @@ use crate::artifacts::blocking;
 use crate::op::Op;
 
 mod launch;
+mod origin;
 mod rescue;
 
 pub(super) use launch::RESTORED;
-
-/// Where a start begins.
-#[derive(Debug, Clone, Default)]
-pub(super) enum Origin {
-    /// The kernel's first instruction.
-    #[default]
-    Boot,
-    /// The same, on the disks of another VM.
-    BootFrom(Snapshot),
-    /// Where another VM was.
-    Restore(Snapshot),
-    /// Where this one was some time ago: the disks of then are there already.
-    Back(Snapshot),
-    /// Where a template is, and if that cannot be, from the kernel's first instruction.
-    Template(Snapshot),
-    /// There already, in a machine that was restored from this and halted before it ran: see [`Waiting`].
-    Spare(Snapshot),
-}
-
-impl Origin {
-    /// What memory it begins with.
-    fn snapshot(&self) -> Option<&Snapshot> {
-        match self {
-            Self::Boot | Self::BootFrom(_) => None,
-            Self::Restore(snapshot)
-            | Self::Back(snapshot)
-            | Self::Template(snapshot)
-            | Self::Spare(snapshot) => Some(snapshot),
-        }
-    }
-
-    /// Whose disks are to be copied.
-    fn disks(&self) -> Option<&Snapshot> {
-        match self {
-            Self::Boot | Self::Back(_) | Self::Spare(_) => None,
-            Self::BootFrom(snapshot) | Self::Restore(snapshot) | Self::Template(snapshot) => Some(snapshot),
-        }
-    }
-
-    /// The same from hard links, which stay when the snapshot goes.
-    fn link(self, to: &std::path::Path) -> Result<Self> {
-        Ok(match self {
-            Self::Boot => Self::Boot,
-            Self::BootFrom(snapshot) => Self::BootFrom(snapshot.link(to)?),
-            Self::Restore(snapshot) => Self::Restore(snapshot.link(to)?),
-            Self::Back(snapshot) => Self::Back(snapshot.link(to)?),
-            Self::Template(snapshot) => Self::Template(snapshot.link(to)?),
-            Self::Spare(snapshot) => Self::Spare(snapshot),
-        })
-    }
-}
+pub(super) use origin::{Origin, Waiting};
 
 /// What a machine is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,21 +44,6 @@ pub(super) enum Purpose {
     Template,
     /// Waiting, restored and halted, for whoever will be its user.
     Spare,
-}
-
-/// What a start comes to that ends before its guest runs, for another that goes on from there.
-pub(super) struct Waiting {
-    machine: Arc<dyn Machine>,
-    handles: Handles,
-    plugged: Vec<Box<dyn Hooks>>,
-    from: Snapshot,
-}
-
-impl Waiting {
-    /// Its machine.
-    pub(super) fn machine(&self) -> &Arc<dyn Machine> {
-        &self.machine
-    }
 }
 
 /// What the steps of one start share.

@@ -40,7 +40,7 @@ pub(super) enum First {
     /// The template of its shape if there is one, else one is made afterwards.
     Made(Box<Made>),
     /// One that somebody saved.
-    Saved(Snapshot),
+    Saved(Box<Snapshot>),
 }
 
 impl First {
@@ -67,7 +67,7 @@ impl Vms {
     pub(super) async fn first(&self, vm: &Vm, saved: Option<Snapshot>, cold: bool) -> First {
         if let Some(saved) = saved {
             self.spares.note_use(&shelf::id_of(&saved));
-            return First::Saved(saved);
+            return First::Saved(Box::new(saved));
         }
         // What is on a work disk is not in a template.
         if cold || !self.config.warm.value || vm.work_disk.is_some() {
@@ -108,7 +108,7 @@ impl Vms {
     ) -> Result<Vm> {
         let (template, made) = match first {
             First::Cold => return Box::pin(self.start_locked(op, vm, lock)).await,
-            First::Saved(template) => (Some(template), None),
+            First::Saved(template) => (Some(*template), None),
             First::Made(made) => (made.template, Some((made.key, made.about))),
         };
         let like = vm.clone();
