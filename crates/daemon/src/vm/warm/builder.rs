@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use banger_channel::Session;
 use banger_image::VmDisk;
-use banger_model::{Error, Result, Unfinished, Vm, VmId, VmName, VmState};
+use banger_model::{Error, ErrorCode, Result, Unfinished, Vm, VmId, VmName, VmState};
 use banger_protocol::agent::{ExecSpec, Request};
 use banger_vmm::Machine;
 use jiff::Timestamp;
@@ -21,6 +21,9 @@ use crate::op::{Op, random_bytes};
 
 /// How long a guest may take until all that it starts at boot has started.
 const SETTLE: Duration = Duration::from_secs(180);
+/// How often it is told to stand still. It gets what others leave of the processors: on a busy host a process of it may
+/// wait for its disk longer than a user's would.
+const TRIES: u32 = 4;
 /// Waits for that, and has what was written on the disk: what each clone would write itself otherwise.
 const SETTLED: &str = "if [ -d /run/systemd/system ]; then systemctl is-system-running --wait; fi; sync";
 
@@ -113,7 +116,7 @@ impl Vms {
         let settle = self.step(op, &id, "settle", settle(&agent));
         op.or_cancelled(settle).await?;
         let snapshot = async {
-            freeze_and_write(&*machine, &agent, &under_way).await?;
+            stand_still(&*machine, &agent, &under_way).await?;
             let (from, to) = (disk::system(&dir, &vm), under_way.dir.clone());
             blocking(move || {
                 VmDisk::copy(&from, &Snapshot::system_disk(&to))?;
@@ -125,6 +128,20 @@ impl Vms {
         op.or_cancelled(self.step(op, &id, "snapshot", snapshot)).await?;
         Ok(under_way)
     }
+}
+
+/// Has it written where it stands still, whenever that is.
+async fn stand_still(machine: &dyn Machine, agent: &Session, to: &UnderWay) -> Result<()> {
+    for _ in 1..TRIES {
+        match freeze_and_write(machine, agent, to).await {
+            Err(error) if error.code != ErrorCode::Unavailable && machine.exited().is_none() => {
+                tracing::info!(%error, "a template's guest is told again");
+                settle(agent).await?;
+            }
+            written => return written,
+        }
+    }
+    freeze_and_write(machine, agent, to).await
 }
 
 /// The machine stands still afterwards, for good.
