@@ -16,8 +16,8 @@ pub fn advice(layer: Layer) -> String {
         }
         Layer::Seccomp => "boot a kernel with CONFIG_SECCOMP_FILTER".to_owned(),
         Layer::Cgroup => {
-            // A unit's group is its own; a terminal's is shared with the shell.
-            "run the daemon in a group of its own: 'banger daemon stop; systemd-run --user -p Delegate=yes bangerd'"
+            // A unit's group is its own; a terminal's is shared with the shell. VMs outlive the daemon.
+            "run the daemon in a group of its own: 'banger daemon stop; systemd-run --user -p Delegate=yes -p KillMode=process bangerd'"
                 .to_owned()
         }
         Layer::Session
