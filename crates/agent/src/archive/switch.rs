@@ -16,7 +16,8 @@ use super::beneath::{Below, DIRECTORY};
 use super::copy_in::{remove, remove_below};
 use crate::scan::seen::Recorder;
 
-/// Where new files wait, below the workspace.
+/// Where new files wait, below the workspace's repository; and how that is called where they cannot.
+const NEW: &[u8] = b"banger-new";
 const WAITING: &[u8] = b".git/banger-new";
 /// Below that: the files, and the list of paths to remove, which is there when everything is; its name changes when they are gone.
 const TREE: &[u8] = b"tree";
@@ -44,13 +45,12 @@ impl Waiting {
     pub(super) fn open(top: OwnedFd) -> Result<Self, ArchiveError> {
         let failed = ArchiveError::file::<Errno>;
         let git = rustix::fs::openat(&top, ".git", DIRECTORY, Mode::empty()).map_err(failed(b".git"))?;
-        match remove_below(&git, &WAITING[5..]) {
+        match remove_below(&git, NEW) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(e) => return Err(failed(WAITING)(e)),
         }
-        rustix::fs::mkdirat(&git, &WAITING[5..], Mode::RWXU).map_err(failed(WAITING))?;
-        let dir =
-            rustix::fs::openat(&git, &WAITING[5..], DIRECTORY, Mode::empty()).map_err(failed(WAITING))?;
+        rustix::fs::mkdirat(&git, NEW, Mode::RWXU).map_err(failed(WAITING))?;
+        let dir = rustix::fs::openat(&git, NEW, DIRECTORY, Mode::empty()).map_err(failed(WAITING))?;
         rustix::fs::mkdirat(&dir, TREE, Mode::RWXU).map_err(failed(WAITING))?;
         Ok(Self { top, dir })
     }
@@ -64,7 +64,7 @@ impl Waiting {
     pub(super) fn discard(self) {
         // The next one begins with removing it.
         if let Ok(git) = rustix::fs::openat(&self.top, ".git", DIRECTORY, Mode::empty()) {
-            let _ = remove_below(&git, &WAITING[5..]);
+            let _ = remove_below(&git, NEW);
         }
     }
 
@@ -99,7 +99,7 @@ pub(crate) fn finish(root: &Path) -> Result<(), ArchiveError> {
         Ok(top) => top,
         Err(e) => return Err(ArchiveError::file(WAITING)(e)),
     })
-    .directory(&[b".git", &WAITING[5..]], false)
+    .directory(&[b".git", NEW], false)
     .map(|dir| dir.try_clone_to_owned());
     let Ok(Ok(dir)) = below else { return Ok(()) };
     let has = |name: &[u8]| rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
@@ -127,7 +127,7 @@ fn roll(top: &OwnedFd, dir: &OwnedFd) -> Result<(), ArchiveError> {
     seen.finish(top.as_fd()).map_err(ArchiveError::file(WAITING))?;
     rustix::fs::unlinkat(dir, REMOVED, AtFlags::empty()).map_err(failed)?;
     let git = rustix::fs::openat(top, ".git", DIRECTORY, Mode::empty()).map_err(failed)?;
-    remove_below(&git, &WAITING[5..]).map_err(failed)
+    remove_below(&git, NEW).map_err(failed)
 }
 
 /// A list of paths, if it is there.

@@ -49,15 +49,19 @@ impl Known {
 /// A kind and the beginning of an object's id; 3 and zeros for nothing.
 fn short(entry: Option<&(String, String)>) -> (u8, [u8; 20]) {
     let Some((mode, id)) = entry else { return (3, [0; 20]) };
-    let kind = match mode.as_str() {
-        "120000" => 2,
-        "100755" => 1,
-        _ => 0,
-    };
     let mut short = [0; 20];
     // What is no number stays zeros, which no object has.
     let _ = id.get(..40).map(|text| hex::decode_to_slice(text, &mut short));
-    (kind, short)
+    (kind_of(mode.as_bytes()), short)
+}
+
+/// The kind that a row has for git's mode of a file.
+fn kind_of(mode: &[u8]) -> u8 {
+    match mode {
+        b"120000" => 2,
+        b"100755" => 1,
+        _ => 0,
+    }
 }
 
 /// A path that is as in the base now, and was copied in otherwise.
@@ -101,8 +105,9 @@ impl Copied {
         }
         let is_there = |path: &[u8]| {
             let start = [path, b"/"].concat();
-            let new = changes.iter().any(|c| c.new.is_some() && c.path.starts_with(&start));
-            new || base.below(path).any(|entry| !changed.contains_key(entry.path))
+            let mut below = changed.range(&start[..]..).take_while(|(path, _)| path.starts_with(&start));
+            below.any(|(_, change)| change.new.is_some())
+                || base.below(path).any(|entry| !changed.contains_key(entry.path))
         };
         let (mut states, mut maybe) = (BTreeMap::new(), Vec::new());
         let mut rows = manifest.rows(0)?;
@@ -299,10 +304,7 @@ fn kept(entry: BaseEntry<'_>) -> TreeChange {
 
 /// Whether a file was copied as the base has it, as far as git vouched for it.
 fn is_as_base(row: &Row, entry: &BaseEntry<'_>) -> bool {
-    let kind = match entry.mode {
-        b"120000" => 2,
-        b"100755" => 1,
-        _ => 0,
-    };
-    row.kind == kind && row.id != [0; 20] && entry.id.get(..40) == Some(hex::encode(row.id).as_bytes())
+    row.kind == kind_of(entry.mode)
+        && row.id != [0; 20]
+        && entry.id.get(..40) == Some(hex::encode(row.id).as_bytes())
 }
