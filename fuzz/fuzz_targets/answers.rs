@@ -78,7 +78,7 @@ fn seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-fuzz_target!(init: seeds::write(seeds()), |input: Input| {
+fuzz_target!(init: seeds::write(seeds), |input: Input| {
     let answer = bytes(&input);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let words = runtime.block_on(async {

@@ -110,7 +110,9 @@ fn seeds() -> Vec<Vec<u8>> {
             writer.write_all(b"100644 blob 0123456789012345678901234567890123456789\ta\0").await.unwrap();
             writer.shutdown().await.unwrap();
             receiver.reader().reply().await.unwrap();
-            session.call(&Request::Sync).await.unwrap();
+            let (sender, receiver) = session.open(&Request::Sync).await.unwrap();
+            sender.finish().await.unwrap();
+            receiver.reader().reply().await.unwrap();
         };
         let agent = tokio::time::timeout(std::time::Duration::from_secs(5), serve(theirs, Reader));
         let (asked, answered, (), _) =
@@ -181,7 +183,7 @@ async fn agent(bytes: &[u8], before: &[u8]) {
     let (_, _) = tokio::join!(host, serve(ours, Reader));
 }
 
-fuzz_target!(init: seeds::write(seeds()), |input: Input| {
+fuzz_target!(init: seeds::write(seeds), |input: Input| {
     let (before, all) = bytes(&input);
     if let Some(header) = all.first_chunk::<HEADER_LEN>()
         && let Ok(read) = decode_header(token(&NONCE), header)

@@ -155,7 +155,7 @@ fn seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-fuzz_target!(init: seeds::write(seeds()), |input: Input| {
+fuzz_target!(init: seeds::write(seeds), |input: Input| {
     let mut records = match &input {
         Input::Raw(raw) => raw.clone(),
         Input::Records(records) => records.iter().flat_map(encode).collect(),
