@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use banger_channel::{GuestStream, Handler, serve};
@@ -217,13 +218,12 @@ impl Agent {
             (false, None) => {}
         }
         let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Reply::Hello(AgentHello {
             version: VERSION,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: Request::NAMES.iter().copied().map(str::to_owned).collect(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            boot_id: boot_id.trim_end().to_owned(),
+            boot_id: boot_id().to_owned(),
             init: boot::init_kind(),
             uptime_ms: u64::try_from(uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000).unwrap_or_default(),
         }))
@@ -262,16 +262,20 @@ impl Agent {
     /// For the host of a guest that was restored from a copy.
     async fn become_another(&self, host: HostHello, identity: Identity) -> Result<(), Error> {
         let received = Instant::now();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let first = move || {
-            // Nobody waits for it only when this whole handler is gone.
-            let _ = sender.send(restored::take_on(&host, identity, received)?);
+        let mut remaining = None;
+        let first = || {
+            remaining = Some(restored::take_on(&host, identity, received)?);
             Ok(())
         };
         self.standstill.go_on(groups::of_guest(), Onward::Copy, first).await?;
-        if let Ok(remaining) = receiver.await {
+        if let Some(remaining) = remaining {
             // It may take long, and the next host is not to wait for it.
-            std::thread::spawn(move || remaining.finish(log));
+            tokio::spawn(async move {
+                if !remaining.is_awaited() {
+                    tokio::time::sleep(LATE).await;
+                }
+                std::thread::spawn(move || remaining.finish(log));
+            });
         }
         Ok(())
     }
@@ -290,6 +294,13 @@ impl Agent {
         }
         done(self.standstill.freeze(groups).await)
     }
+}
+
+/// As the kernel said when it was asked first: it stays for as long as the memory does.
+fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    ID.get_or_init(|| read().trim_end().to_owned())
 }
 
 fn clock_ns() -> i64 {

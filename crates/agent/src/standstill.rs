@@ -102,29 +102,20 @@ impl Standstill {
         &self,
         groups: Option<&'static Groups>,
         how: Onward,
-        first: impl FnOnce() -> Result<(), Error> + Send + 'static,
+        first: impl FnOnce() -> Result<(), Error> + Send,
     ) -> Result<(), Error> {
-        let mut slot = self.0.held.lock().await;
-        let held = slot.take();
-        // One turn on another thread for both: the host of a copy counts every millisecond.
-        let (held, thawed) = blocking(move || {
-            if let Err(error) = first() {
-                return Ok((held, Err(error)));
-            }
-            let thawed = match (&held, groups) {
-                (Some(held), Some(groups)) => groups.thaw(&held.frozen),
-                _ => Ok(()),
-            };
-            let failed =
-                |e| Error::new(ErrorCode::GuestFailed, format!("the guest's processes do not go on: {e}"));
-            // The gate opens with the end of what was held, after everything else goes on.
-            Ok((None, thawed.map_err(failed)))
-        })
-        .await?;
-        if held.is_some() {
-            *slot = held;
-            return thawed;
-        }
+        let mut held = self.0.held.lock().await;
+        // On this very thread: the host of a copy counts every millisecond, and waking another takes some. Nobody else
+        // waits for it, for nothing else goes on.
+        first()?;
+        let thawed = match (&*held, groups) {
+            (Some(held), Some(groups)) => groups.thaw(&held.frozen).map_err(|e| {
+                Error::new(ErrorCode::GuestFailed, format!("the guest's processes do not go on: {e}"))
+            }),
+            _ => Ok(()),
+        };
+        // The gate opens with the end of what was held, after everything else goes on.
+        *held = None;
         self.0.now.send_modify(|now| {
             now.still = false;
             now.life += u64::from(how == Onward::Copy);

@@ -38,7 +38,8 @@ pub(super) fn assemble(config: &BootConfig, disks: &Disks) -> Result<bool> {
     match &disks.system {
         // What a boot that was cut off left in the journal is replayed by the mount.
         Some(disk) => {
-            attach(disk, SYSTEM, "ext4", MountFlags::empty(), "")?;
+            // The disk began as a file of holes: there is nothing for the kernel to zero in the background.
+            attach(disk, SYSTEM, "ext4", MountFlags::empty(), "noinit_itable")?;
             ext4::fill_device(disk, Path::new(SYSTEM));
         }
         None => attach("tmpfs", SYSTEM, "tmpfs", MountFlags::empty(), "mode=0755")?,

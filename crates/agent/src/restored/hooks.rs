@@ -28,6 +28,11 @@ pub(super) fn run(root: &Path, identity: &Identity, log: &impl Fn(&str)) {
     }
 }
 
+/// Whether there may be one.
+pub(super) fn are_any(root: &Path) -> bool {
+    root.join(DIR).is_dir()
+}
+
 /// Those that can be run, by name.
 fn find(root: &Path) -> Vec<PathBuf> {
     let mut hooks: Vec<PathBuf> = fs::read_dir(root.join(DIR))

@@ -33,16 +33,11 @@ pub(crate) struct Remaining {
 pub(crate) fn take_on(hello: &HostHello, identity: Identity, received: Instant) -> Result<Remaining, Error> {
     check(&identity)?;
     let root = Path::new("/");
-    // The first of a restored guest's work is slow, and its files and its devices have nothing to do with each other.
-    let ((keys, old_id), devices) = std::thread::scope(|scope| {
-        let devices = scope.spawn(|| {
-            boot::renew_random_numbers(&hello.entropy)?;
-            identity.network.as_ref().map_or(Ok(()), boot::configure_network)
-        });
-        let files = write_files(root, &identity);
-        (files, devices.join())
-    });
-    devices.unwrap_or_else(|_| Err(boot::BootError::Invalid("the thread for the devices ended".into())))?;
+    // One after the other, and on the thread that was asked: what runs first in a restored guest is slow, and a second
+    // thread with all that the kernel does for it takes longer than it saves.
+    boot::renew_random_numbers(&hello.entropy)?;
+    let (keys, old_id) = write_files(root, &identity);
+    identity.network.as_ref().map_or(Ok(()), boot::configure_network)?;
     // Last, since the others take a moment.
     set_clock(hello.unix_ns, received)?;
     Ok(Remaining { identity, keys, old_id })
@@ -64,6 +59,7 @@ pub(crate) fn look_ahead() {
         let _ = std::io::copy(&mut file.take(LOOK), &mut std::io::sink());
     }
     host_keys::found(root);
+    hooks::are_any(root);
 }
 
 /// Sets the clock to what the host said, and the time since then.
@@ -88,6 +84,12 @@ fn check(identity: &Identity) -> Result<(), Error> {
 }
 
 impl Remaining {
+    /// Whether somebody may wait for it. Where nobody does, what follows the first answer goes first: usually the user's
+    /// command.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.keys.is_empty() || hooks::are_any(Path::new("/"))
+    }
+
     /// Makes the host keys anew and runs the image's hooks. Blocks for as long as those take; what they say and what fails
     /// goes to the console.
     pub(crate) fn finish(self, log: impl Fn(&str)) {

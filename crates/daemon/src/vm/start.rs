@@ -148,7 +148,7 @@ fn has(purpose: Purpose, origin: &Origin, step: &Step) -> bool {
         Purpose::Run if matches!(origin, Origin::Spare(_)) => SPARE_STEPS.contains(&step.name.name),
         Purpose::Run => !tells || !restored,
         Purpose::Rescue => rescue::has(step),
-        Purpose::Template => !tells && !matches!(step.name.name, "starting" | "running"),
+        Purpose::Template => !matches!(step.name.name, "starting" | "running"),
         Purpose::Spare => !tells && !SPARE_STEPS.contains(&step.name.name),
     }
 }

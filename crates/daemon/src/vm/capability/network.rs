@@ -66,8 +66,10 @@ impl Hooks for Network {
             if cx.purpose == Purpose::Template && cx.vm.network == NetworkMode::User {
                 let (device, nobody) = UnixStream::pair()
                     .map_err(|e| Error::internal(format!("no socket for a network device: {e}")))?;
-                let mac = GuestAddresses::of(&cx.vm.id).config().mac;
-                self.device = Some(NetDevice { mac, backend: device.into() });
+                let config = GuestAddresses::of(&cx.vm.id).config();
+                self.device = Some(NetDevice { mac: config.mac.clone(), backend: device.into() });
+                // Whoever goes on from it has another MAC address, and nothing else to change.
+                self.config = Some(config);
                 self.nobody = Some(nobody.into());
             }
             let Some(Programs { passt, guard }) = &self.programs else { return Ok(()) };

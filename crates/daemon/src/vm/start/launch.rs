@@ -49,7 +49,11 @@ impl Vms {
         let verbose_console = verbose_console || self.emulated(vm).await.is_some();
         let mut spec = MachineSpec {
             id: vm.id.clone(),
-            name: vm.name.clone(),
+            name: match start.purpose {
+                // Whoever goes on from it writes a name over this one: a longer one makes less work than a shorter one.
+                Purpose::Template => "template".parse()?,
+                Purpose::Run | Purpose::Rescue => vm.name.clone(),
+            },
             shape: vm.shape,
             accel: vm.accel.unwrap_or(Accel::Tcg),
             kernel: files.kernel.clone(),
