@@ -14,9 +14,9 @@ use crate::addresses::{GATEWAY, GUEST, GuestAddresses};
 const REQUEST: usize = 42;
 
 /// Returns when the gateway has answered; nothing of the exchange is left in the socket.
-pub(crate) async fn gateway_answers(backend: &OwnedFd, addresses: &GuestAddresses) -> io::Result<()> {
-    let socket = StdStream::from(backend.try_clone()?);
-    // A mode of the open socket, so of the VMM's copy, too: it is put back below. QEMU sets its own.
+pub(crate) async fn gateway_answers(wire: &OwnedFd, addresses: &GuestAddresses) -> io::Result<()> {
+    let socket = StdStream::from(wire.try_clone()?);
+    // A mode of the open socket, so of the guard's copy, too: it is put back below.
     socket.set_nonblocking(true)?;
     let mut socket = UnixStream::from_std(socket)?;
     socket.write_all(&request(addresses)).await?;

@@ -38,34 +38,47 @@ pub struct UserNetworkSpec {
     pub cage: Cage,
 }
 
-/// User-mode networks.
+/// A network of user mode that is not there yet, but has the end that a VMM may begin with.
 #[derive(Debug)]
-pub struct UserNetwork;
+pub struct UserNetwork {
+    spec: UserNetworkSpec,
+    guest_side: OwnedFd,
+}
 
-/// A guest's network that has answered. It ends by itself when `backend`, and every copy that a
-/// VMM got of it, is closed.
+/// A guest's network that has answered. It ends by itself when the VMM's end, and every copy of that, is closed.
 #[derive(Debug)]
 pub struct UserNetworkHandle {
-    /// For the VMM: frames behind 32-bit big-endian lengths.
-    pub backend: OwnedFd,
     /// The processes, for `handles.json`. They are reaped by the daemon that started them.
     pub processes: Vec<ProcessId>,
     /// What holds around each program of them.
     pub security: BTreeMap<String, Security>,
-    /// What the agent is told.
-    pub config: NetworkConfig,
 }
 
 impl UserNetwork {
+    /// Nothing but the socket: beside it there is the VMM's end, for frames behind 32-bit big-endian lengths.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub fn plan(spec: UserNetworkSpec) -> Result<(Self, OwnedFd)> {
+        let (backend, guest_side) = pair()?;
+        Ok((Self { spec, guest_side }, backend))
+    }
+
+    /// What the agent is told.
+    #[must_use]
+    pub fn config(&self) -> NetworkConfig {
+        GuestAddresses::of(&self.spec.vm_id).config()
+    }
+
     /// Starts it and waits for its first answer. When this fails, or its future is dropped,
     /// nothing is left.
     ///
     /// # Errors
     /// When a binary is missing, or the network does not answer.
-    pub async fn start(spec: UserNetworkSpec) -> Result<UserNetworkHandle> {
+    pub async fn start(self) -> Result<UserNetworkHandle> {
+        let Self { spec, guest_side } = self;
         let dir = spec.log.parent().unwrap_or(Path::new("/"));
         let log_start = std::fs::metadata(&spec.log).map_or(0, |m| m.len());
-        let (backend, guest_side) = pair()?;
         let (guard_side, passt_side) = pair()?;
 
         let program = passt::build_for_this_host(&spec.passt);
@@ -80,6 +93,12 @@ impl UserNetwork {
             let log = last_words();
             if log.is_empty() { error.into() } else { died(log) }
         })?;
+        // Asked here, on the guard's side of it: the guest may be there already and would take the answer for its own.
+        let addresses = GuestAddresses::of(&spec.vm_id);
+        match tokio::time::timeout(ANSWER, probe::gateway_answers(&guard_side, &addresses)).await {
+            Ok(Ok(())) => {}
+            _ => return Err(died(last_words())),
+        }
 
         let mut guard =
             Standalone::new(&spec.guard, &spec.log, dir).called(marked("banger-netguard", &spec.vm_id));
@@ -87,15 +106,10 @@ impl UserNetwork {
         let guard = guard.args(fds.map(|fd| fd.to_string()));
         let guard = guard.caged(&spec.cage, Policy::nothing(mark(&spec.vm_id))).spawn()?;
 
-        let addresses = GuestAddresses::of(&spec.vm_id);
-        match tokio::time::timeout(ANSWER, probe::gateway_answers(&backend, &addresses)).await {
-            Ok(Ok(())) => {}
-            _ => return Err(died(last_words())),
-        }
         let security = [("passt", &passt), ("banger-netguard", &guard)];
         let security = security.map(|(name, spawned)| (name.to_owned(), spawned.security().clone())).into();
         let processes = [passt, guard].map(stand_alone).into();
-        Ok(UserNetworkHandle { backend, processes, security, config: addresses.config() })
+        Ok(UserNetworkHandle { processes, security })
     }
 }
 

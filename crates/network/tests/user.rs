@@ -4,12 +4,13 @@
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_model::VmId;
-use banger_network::{NetworkError, UserNetwork, UserNetworkHandle, UserNetworkSpec, passt};
+use banger_network::{GuestAddresses, NetworkError, UserNetwork, UserNetworkHandle, UserNetworkSpec, passt};
 use banger_vmm::Cage;
 use banger_vmm::process::{ProcessId, find_marked};
 use tokio::net::TcpListener;
@@ -51,8 +52,9 @@ impl Bench {
         }
     }
 
-    async fn start(&self, host_access: bool) -> UserNetworkHandle {
-        UserNetwork::start(self.spec(host_access)).await.unwrap()
+    async fn start(&self, host_access: bool) -> (UserNetworkHandle, OwnedFd) {
+        let (network, backend) = UserNetwork::plan(self.spec(host_access)).unwrap();
+        (network.start().await.unwrap(), backend)
     }
 }
 
@@ -126,8 +128,8 @@ async fn a_hostile_guest_does_not_reach_the_hosts_loopback() {
         println!("skipped: this host has no address but its loopback's");
         return;
     };
-    let handle = bench.start(false).await;
-    let mut guest = Guest::new(handle.backend);
+    let (_, backend) = bench.start(false).await;
+    let mut guest = Guest::new(backend);
     // Given servers on the host's loopback, on all its addresses, and on its outer one
     let (loopback, loopback_port) = listener(Ipv4Addr::LOCALHOST).await;
     let (resolver, resolver_port) = listener(Ipv4Addr::new(127, 0, 0, 53)).await;
@@ -156,8 +158,8 @@ async fn a_hostile_guest_does_not_reach_the_hosts_loopback() {
 #[tokio::test]
 async fn host_access_opens_the_gateway_and_nothing_else() {
     let Some(bench) = Bench::new(2) else { return };
-    let handle = bench.start(true).await;
-    let mut guest = Guest::new(handle.backend);
+    let (_, backend) = bench.start(true).await;
+    let mut guest = Guest::new(backend);
     let (loopback, port) = listener(Ipv4Addr::LOCALHOST).await;
     let (other, other_port) = listener(Ipv4Addr::LOCALHOST).await;
     guest.syn(SocketAddrV4::new(Ipv4Addr::LOCALHOST, other_port)).await;
@@ -175,9 +177,9 @@ async fn the_guests_queries_go_to_the_hosts_name_server() {
         println!("skipped: the host's own name server does not answer");
         return;
     }
-    let handle = bench.start(false).await;
-    let dns: Ipv4Addr = handle.config.dns[0].parse().unwrap();
-    let mut guest = Guest::new(handle.backend);
+    let (_, backend) = bench.start(false).await;
+    let dns: Ipv4Addr = GuestAddresses::of(&bench.id).config().dns[0].parse().unwrap();
+    let mut guest = Guest::new(backend);
     guest.datagram(SocketAddrV4::new(dns, 53), query).await;
     let answer = guest.receive_datagram(LIMIT).await.expect("no answer");
     assert_eq!(answer[..2], query[..2]);
@@ -196,7 +198,7 @@ fn host_resolves(query: &[u8]) -> bool {
 #[tokio::test]
 async fn it_ends_with_the_machine_and_can_be_found_before() {
     let Some(bench) = Bench::new(4) else { return };
-    let handle = bench.start(false).await;
+    let (handle, backend) = bench.start(false).await;
     let mut found = find_marked(&bench.id).unwrap();
     let mut known = handle.processes.clone();
     found.sort_by_key(|p| p.pid);
@@ -204,7 +206,7 @@ async fn it_ends_with_the_machine_and_can_be_found_before() {
     assert_eq!(found, known);
     assert_eq!(known.len(), 2);
     // When the VMM's end is closed
-    drop(handle.backend);
+    drop(backend);
     // Then both processes end
     for process in &known {
         gone(process).await;
@@ -216,7 +218,7 @@ async fn it_ends_with_the_machine_and_can_be_found_before() {
 async fn when_one_process_dies_the_other_does_not_stay() {
     let Some(bench) = Bench::new(5) else { return };
     for victim in [0, 1] {
-        let handle = bench.start(false).await;
+        let (handle, _backend) = bench.start(false).await;
         handle.processes[victim].signal(banger_vmm::Signal::KILL).unwrap();
         for process in &handle.processes {
             gone(process).await;
@@ -231,13 +233,14 @@ async fn a_network_that_does_not_come_up_says_why_and_leaves_nothing() {
     std::fs::write(&broken, "#!/bin/sh\necho 'no such interface' >&2\nexit 1\n").unwrap();
     std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
     let spec = UserNetworkSpec { passt: broken, ..bench.spec(false) };
-    let error = UserNetwork::start(spec).await.unwrap_err();
+    let start = async |spec| UserNetwork::plan(spec).unwrap().0.start().await;
+    let error = start(spec).await.unwrap_err();
     assert!(
         matches!(&error, NetworkError::DiedAtStart { log, .. } if log.contains("no such interface")),
         "{error}"
     );
     let missing = UserNetworkSpec { guard: "/nowhere/guard".into(), ..bench.spec(false) };
-    assert!(UserNetwork::start(missing).await.is_err());
+    assert!(start(missing).await.is_err());
     assert!(find_marked(&bench.id).unwrap().is_empty());
 }
 

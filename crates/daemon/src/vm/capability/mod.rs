@@ -88,6 +88,11 @@ pub(super) trait Hooks: Send + Sync {
     /// Makes what it needs on the host. Runs again after a teardown when a boot is tried once more.
     fn prepare_host<'a>(&'a mut self, cx: Context<'a>) -> BoxFuture<'a, Result<()>>;
 
+    /// Starts what the machine need not wait for, while that is launched. The caller writes the handles afterwards.
+    fn beside_launch<'a>(&'a mut self, _cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Removes what [`Hooks::prepare_host`] made and no teardown knows of. The machine is gone by then.
     fn undo_prepare_host<'a>(&'a mut self, _cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })

@@ -35,6 +35,8 @@ struct Network {
     programs: Option<Programs>,
     device: Option<NetDevice>,
     config: Option<NetworkConfig>,
+    /// What is started while the machine is.
+    planned: Option<UserNetwork>,
     /// The other end of a template's device: nobody reads there, but while it is open the guest has a link.
     nobody: Option<OwnedFd>,
 }
@@ -73,20 +75,29 @@ impl Hooks for Network {
                 self.nobody = Some(nobody.into());
             }
             let Some(Programs { passt, guard }) = &self.programs else { return Ok(()) };
-            let network = UserNetwork::start(UserNetworkSpec {
+            let (network, backend) = UserNetwork::plan(UserNetworkSpec {
                 vm_id: cx.vm.id.clone(),
                 host_access: cx.vm.host_access,
                 log: cx.vms.dirs.state.vm(&cx.vm.id).join("network.log"),
                 passt: passt.clone(),
                 guard: guard.clone(),
                 cage: cx.vms.cage.clone(),
-            })
-            .await?;
-            cx.handles.network.clone_from(&network.processes);
-            cx.handles.network_security.clone_from(&network.security);
-            let UserNetworkHandle { backend, config, .. } = network;
+            })?;
+            let config = network.config();
             self.device = Some(NetDevice { mac: config.mac.clone(), backend });
             self.config = Some(config);
+            self.planned = Some(network);
+            Ok(())
+        })
+    }
+
+    fn beside_launch<'a>(&'a mut self, cx: Context<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if let Some(network) = self.planned.take() {
+                let UserNetworkHandle { processes, security } = network.start().await?;
+                cx.handles.network = processes;
+                cx.handles.network_security = security;
+            }
             Ok(())
         })
     }

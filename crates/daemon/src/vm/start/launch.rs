@@ -73,16 +73,30 @@ impl Vms {
             hooks.contribute_to_machine(vm, &mut spec)?;
         }
         let driver = self.driver(vm.driver)?;
-        let machine = match start.origin.snapshot() {
-            None => driver.launch(spec).await?,
-            Some(snapshot) => driver.restore(spec, snapshot.dir()).await?,
+        let snapshot = start.origin.snapshot().cloned();
+        let launch = async {
+            match snapshot {
+                None => driver.launch(spec).await,
+                Some(snapshot) => driver.restore(spec, snapshot.dir()).await,
+            }
         };
+        let beside = async {
+            for index in 0..start.plugged.len() {
+                if let Some((hooks, cx)) = start.capability(self, index) {
+                    hooks.beside_launch(cx).await?;
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        // The machine first: it takes longer, and most of that in a process of its own.
+        let (machine, beside) = tokio::join!(launch, beside);
+        let machine = machine?;
         if start.purpose == Purpose::Template {
             stand_back(&machine.handle().process);
         }
         start.handles.machine = Some(machine.handle().clone());
         start.machine = Some(machine);
-        self.save_handles(start)
+        self.save_handles(start).and(beside)
     }
 
     /// Waits for the agent's answer. A boot that says nothing until the limit is ended and tried
