@@ -125,6 +125,10 @@ impl Vms {
 pub(super) async fn end_all(processes: &[ProcessId]) -> Result<()> {
     let mut errors: Vec<String> = Vec::new();
     for process in processes {
+        // All at once; one that cannot be signalled says so below.
+        let _ = process.signal(Signal::KILL);
+    }
+    for process in processes {
         if let Err(error) = end_process(process).await {
             errors.push(error.to_string());
         }

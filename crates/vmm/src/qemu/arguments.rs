@@ -205,7 +205,10 @@ mod tests {
         assert!(old.contains(&format!("{file} -incoming defer -global migration.send-config")), "{old}");
         assert!(old.contains(",memory-backend=memory,suppress-vmdesc=on -accel"), "{old}");
         assert!(line(true).contains(&format!("{file},readonly=on,rom=off -incoming")), "{}", line(true));
-        assert!(!old.contains("-kernel") && !old.contains("-initrd") && !old.contains("-append"), "{old}");
+        assert!(
+            !old.contains(" -kernel ") && !old.contains(" -initrd ") && !old.contains(" -append "),
+            "{old}"
+        );
         let boot = arguments(&spec(), Path::new("/c"), FDS, Memory::Anonymous, Boot::default()).unwrap();
         assert!(!boot.join(" ").contains("memory-backend") && !boot.join(" ").contains("-incoming"));
     }

@@ -24,8 +24,10 @@ const SETTLE: Duration = Duration::from_secs(180);
 /// How often it is told to stand still. It gets what others leave of the processors: on a busy host a process of it may
 /// wait for its disk longer than a user's would.
 const TRIES: u32 = 4;
-/// Waits for that, and has what was written on the disk: what each clone would write itself otherwise.
-const SETTLED: &str = "if [ -d /run/systemd/system ]; then systemctl is-system-running --wait; fi; sync";
+/// Waits for that, and until its network is asked nothing more about the addresses that it took (`c0`: tentative), and has
+/// what was written on the disk: what each clone would do itself otherwise.
+const SETTLED: &str = "if [ -d /run/systemd/system ]; then systemctl is-system-running --wait; fi
+n=0; while [ $n -lt 30 ] && grep -q ' c0 ' /proc/net/if_inet6; do n=$((n+1)); sleep 0.1 || break; done; sync";
 
 /// The names of its steps that are not those of any start or delete.
 pub(in crate::vm) fn steps() -> Vec<String> {
