@@ -20,6 +20,12 @@ pub fn rss_kib(pid: u32) -> u64 {
     field_kib(pid, "VmRSS:")
 }
 
+/// The memory of a process on the host, KiB, where what it shares with others counts for each of them in part.
+#[must_use]
+pub fn pss_kib(pid: u32) -> u64 {
+    field_of(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
+}
+
 /// The most resident memory a process on the host has had since [`forget_peak`], KiB.
 #[must_use]
 pub fn peak_rss_kib(pid: u32) -> u64 {
@@ -32,7 +38,11 @@ pub fn forget_peak(pid: u32) {
 }
 
 fn field_kib(pid: u32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    field_of(&format!("/proc/{pid}/status"), field)
+}
+
+fn field_of(file: &str, field: &str) -> u64 {
+    let status = std::fs::read_to_string(file).expect("the process lives");
     let line = status.lines().find(|l| l.starts_with(field)).expect("a size");
     line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
 }

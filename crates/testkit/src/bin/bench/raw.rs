@@ -18,7 +18,8 @@ pub(crate) struct RawQemu {
 }
 
 impl RawQemu {
-    /// That of a process that runs now, and the state that it began with. `work` is for sockets.
+    /// That of a process that runs now, and the state that it began with. `work` is for sockets and for a copy of its
+    /// system disk, if that is one of a VM's.
     pub(crate) fn of(pid: u32, state: &Path, work: &Path) -> Self {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).expect("its command line");
         let mut words = line
@@ -39,6 +40,7 @@ impl RawQemu {
             network if network.starts_with("stream,id=net,") => {
                 format!("stream,id=net,server=on,addr.type=unix,addr.path={}/raw-net.sock", work.display())
             }
+            disk if disk.contains(r#""node-name":"system","read-only":false"#) => with_copy(disk, work),
             _ => word,
         });
         Self { program, arguments: arguments.collect(), state: state.to_owned(), control }
@@ -121,6 +123,18 @@ impl Drop for Ended {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The word for a disk, with a copy of its file: the machine has that in use.
+fn with_copy(disk: &str, work: &Path) -> String {
+    let mut node: serde_json::Value = serde_json::from_str(disk).expect("a description of a disk");
+    let file = node.pointer_mut("/file/filename").expect("its file");
+    let copy = work.join("raw-system.ext4");
+    let mut cp = Command::new("cp");
+    cp.args(["--sparse=always", "--reflink=auto"]).arg(file.as_str().expect("a path")).arg(&copy);
+    assert!(cp.status().expect("cp runs").success(), "{cp:?}");
+    *file = copy.display().to_string().into();
+    node.to_string()
 }
 
 /// As soon as somebody listens.
