@@ -52,7 +52,7 @@ impl Vms {
             name: match start.purpose {
                 // Whoever goes on from it writes a name over this one: a longer one makes less work than a shorter one.
                 Purpose::Template => "template".parse()?,
-                Purpose::Run | Purpose::Rescue => vm.name.clone(),
+                Purpose::Run | Purpose::Rescue | Purpose::Spare => vm.name.clone(),
             },
             shape: vm.shape,
             accel: vm.accel.unwrap_or(Accel::Tcg),
