@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::{Result, VmmError};
 
@@ -23,24 +22,29 @@ const WITH_PAYLOAD: u16 = 0x0208;
 pub(super) fn elf(kernel: &Path) -> Result<PathBuf> {
     let failed = |what| VmmError::file(what, kernel);
     let time = fs::metadata(kernel).and_then(|m| m.modified()).map_err(failed("look at"))?;
-    let mut name = kernel.file_name().unwrap_or_default().to_owned();
-    name.push(".elf");
-    let unpacked = kernel.with_file_name(&name);
+    let beside = |end: &str| {
+        let mut name = kernel.file_name().unwrap_or_default().to_owned();
+        name.push(end);
+        kernel.with_file_name(name)
+    };
+    let (unpacked, fresh) = (beside(".elf"), beside(".elf.new"));
     // Equal times, as it was left below: it belongs to this kernel and not to its predecessor.
-    if fs::metadata(&unpacked).and_then(|m| m.modified()).is_ok_and(|cached| cached == time) {
+    let is_there = || fs::metadata(&unpacked).and_then(|m| m.modified()).is_ok_and(|cached| cached == time);
+    if is_there() {
+        return Ok(unpacked);
+    }
+    let file = File::open(kernel).map_err(failed("open"))?;
+    // Of machines that start at once one unpacks it. What it leaves half done when it dies the next one begins anew.
+    file.lock().map_err(failed("lock"))?;
+    if is_there() {
         return Ok(unpacked);
     }
     let mut bytes = Vec::new();
-    let file = File::open(kernel).map_err(failed("open"))?;
-    file.take(KERNEL_MAX).read_to_end(&mut bytes).map_err(failed("read"))?;
+    (&file).take(KERNEL_MAX).read_to_end(&mut bytes).map_err(failed("read"))?;
     if bytes.starts_with(b"\x7fELF") {
         return Ok(kernel.to_owned());
     }
     let inside = unpack(&bytes).map_err(|why| VmmError::Kernel { path: kernel.to_owned(), why })?;
-    // Two machines that start at once each unpack it, and the last one's stays.
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    name.push(format!(".{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
-    let fresh = kernel.with_file_name(name);
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(&inside)?;
