@@ -11,7 +11,10 @@ pub fn steps() -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let image_build = BUILD_STAGES.iter().copied().chain(["publish"]).map(str::to_owned).collect();
     let prepare = crate::workspace::STEPS.map(str::to_owned).into();
-    let tables = vm::steps().into_iter().chain([("prepare", prepare), ("image_build", image_build)]);
+    let export = crate::workspace::EXPORT_STEPS.map(str::to_owned).into();
+    let apply = crate::workspace::APPLY_STEPS.map(str::to_owned).into();
+    let own = [("prepare", prepare), ("export", export), ("apply", apply), ("image_build", image_build)];
+    let tables = vm::steps().into_iter().chain(own);
     for (operation, steps) in tables {
         for step in steps {
             let name = format!("{operation}.{step}");

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use banger_testkit::guests::{forget_peak, peak_rss_kib, rss_kib};
 use banger_testkit::repo::{Repo, git};
 use banger_testkit::{Run, Sandbox, Vm};
 
@@ -254,6 +255,9 @@ fn a_large_file_goes_whole(sandbox: &Sandbox, vm: &Vm<'_>) {
     for (seed, at) in pieces.into_iter().enumerate() {
         file.write_all_at(&banger_testkit::random::bytes(1 << 20, seed as u64), at).unwrap();
     }
+    let daemon = sandbox.daemon().unwrap();
+    let before = rss_kib(daemon);
+    forget_peak(daemon);
     prepare(sandbox, repo.dir(), "/srv/large", &["--include-untracked"]).go().ok().done();
     let theirs = vm.sh("cd /srv/large; stat -c %s large; md5sum <large; du -m large").within(LONG).go().ok();
     let ours = sandbox.program("sh").args(["-c", "stat -c %s large; md5sum <large"]).dir(repo.dir());
@@ -265,4 +269,16 @@ fn a_large_file_goes_whole(sandbox: &Sandbox, vm: &Vm<'_>) {
     // Out again it is more than the limit, which is said before it is sent.
     let refused = sandbox.banger(["vm", "workspace", "export", "git", "--max-bytes", "1000000"]).within(LONG);
     refused.go().ends_with(1).says(&["large", "--max-bytes"]).done();
+    // When the guest changes some of it, then all of it comes back.
+    let change =
+        "cd /srv/large; echo changed | dd of=large bs=1 seek=1000003 conv=notrunc status=none; md5sum <large";
+    let theirs = vm.sh(change).within(LONG).go().ok();
+    let limit = (2 * size).to_string();
+    let out = sandbox.banger(["vm", "workspace", "apply", "git", "--max-bytes", &limit]).within(LONG);
+    out.go().ok().done();
+    let ours = sandbox.program("sh").args(["-c", "md5sum <large"]).dir(repo.dir()).within(LONG).go().ok();
+    assert_eq!(ours.text(), theirs.text());
+    // And the daemon never had it in its memory.
+    let more = peak_rss_kib(daemon).saturating_sub(before);
+    assert!(more < 32 << 10, "{more} KiB");
 }

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use banger_model::Error;
+use banger_model::{Error, Vm};
 use banger_protocol::api::{ApplyRequest, ApplySummary, EXPORT, ErrorEnvelope, ExportRequest};
 use futures_util::FutureExt;
 use tokio::io::AsyncReadExt;
@@ -28,8 +28,13 @@ pub(crate) async fn export(
     let _guard = op.cancel_token().clone().drop_guard();
     let failure = |e: Error| Failure::new(e, &op);
     let (ours, its) = (daemon.clone(), op.clone());
-    let work =
-        move |vm, agent| async move { ours.workspaces.export(&its, &vm, &agent, request).await }.boxed();
+    let work = move |vm: Vm, agent| {
+        async move {
+            let scan = ours.workspaces.export(&its, &vm, &agent, request);
+            ours.vms.step(&its, &vm.id, "scan", scan).await
+        }
+        .boxed()
+    };
     let patch = daemon.vms.in_guest(&op, &vm, work).await.map_err(failure)?;
     let mut head =
         serde_json::to_vec(&patch.exported.summary).map_err(|e| failure(Error::internal(e.to_string())))?;

@@ -102,7 +102,7 @@ impl Bench {
     pub(crate) fn run(&mut self, cell: &Cell) -> Found {
         self.turn += 1;
         let mut wrong = Vec::new();
-        self.prepare(&cell.operation, &mut wrong);
+        self.prepare(cell, &mut wrong);
         if !wrong.is_empty() {
             return Found { reached: false, wrong };
         }
@@ -130,7 +130,8 @@ impl Bench {
     }
 
     /// The state that an operation begins with.
-    fn prepare(&self, operation: &str, wrong: &mut Vec<String>) {
+    fn prepare(&self, cell: &Cell, wrong: &mut Vec<String>) {
+        let operation = cell.operation.as_str();
         if matches!(operation, "spare" | "create_restored" | "create_spare") {
             return self.prepare_saved(operation, wrong);
         }
@@ -155,6 +156,15 @@ impl Bench {
             _ => {}
         }
         match operation {
+            "export" | "apply" => {
+                let (repo, guest) = (self.repo.dir().to_string_lossy().into_owned(), self.guest_path());
+                self.must(&["vm", "workspace", "prepare", NAME, &repo, "--guest-path", &guest], wrong);
+                let change = format!("echo {} > changed; sync", self.turn);
+                self.must(&["vm", "exec", NAME, "--", "sh", "-c", &change], wrong);
+                if cell.step == "boot" {
+                    self.must(&["vm", "stop", NAME], wrong);
+                }
+            }
             "resume" if state != "paused" => self.must(&["vm", "pause", NAME], wrong),
             "snapshot_delete" => {
                 self.must(&["vm", "snapshot", "create", NAME, "doomed", "--disk-only"], wrong);
@@ -186,12 +196,17 @@ impl Bench {
         }
     }
 
+    /// Where this cell's copy goes in the guest.
+    fn guest_path(&self) -> String {
+        format!("/srv/{}", self.turn)
+    }
+
     /// The operation, by a daemon that is armed with the cell's fault.
     fn under_fault(&self, cell: &Cell) -> Output {
         self.banger(&["daemon", "stop"]).go().ok().done();
         let repo = self.repo.dir().to_string_lossy().into_owned();
         // A path of its own for each: what a prepare that died left in the guest is in nobody's way.
-        let (guest, image) = (format!("/srv/{}", self.turn), format!("i{}", self.turn));
+        let (guest, image) = (self.guest_path(), format!("i{}", self.turn));
         let disk = format!("{}M", 8 * 1024 + self.turn);
         let moment = format!("s{}", self.turn);
         let words: Vec<&str> = match cell.operation.as_str() {
@@ -220,6 +235,8 @@ impl Bench {
             }
             "spare" => vec!["vm", "list"],
             "prepare" => vec!["vm", "workspace", "prepare", NAME, &repo, "--guest-path", &guest],
+            "export" => vec!["vm", "workspace", "export", NAME],
+            "apply" => vec!["vm", "workspace", "apply", NAME],
             "image_build" => vec!["image", "build", "debian", "--minimal", "--name", &image],
             other => panic!("there is no cell for the operation '{other}' yet: say here how it is asked for"),
         };
@@ -281,6 +298,17 @@ impl Bench {
         let delete = cell.operation == "delete" || made;
         if delete && state != "running" {
             return self.must(&["vm", "delete", "-f", NAME], wrong);
+        }
+        if cell.operation == "export" && cell.step == "boot" && state != "stopped" {
+            wrong.push(format!("it was off before it was booted for an export, and is {state}"));
+        }
+        // Off or not, what was done in it comes back, whole and once.
+        if cell.operation == "apply" && cell.action != "kill-vmm" {
+            self.must(&["vm", "workspace", "apply", NAME], wrong);
+            let changed = fs::read_to_string(self.repo.dir().join("changed")).unwrap_or_default();
+            if changed.trim() != self.turn.to_string() {
+                wrong.push(format!("the guest's change did not arrive: {changed:?}"));
+            }
         }
         match state.as_str() {
             "running" => {}

@@ -88,7 +88,7 @@ fn has_machine(operation: &str, step: &str) -> bool {
         "delete" => &["deleting", "processes"],
         "template" => &["launch", "boot", "settle", "snapshot"],
         "template_save" => return step != "publish",
-        "prepare" | "pause" | "resume" | "snapshot_create" => return true,
+        "prepare" | "export" | "apply" | "pause" | "resume" | "snapshot_create" => return true,
         "fork" => return step != "system_disk",
         "snapshot_restore" => &["copies", "launch", "boot", "running"],
         "create_restored" => &["launch", "boot", "running"],
