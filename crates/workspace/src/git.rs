@@ -95,6 +95,12 @@ impl Git {
         ours.iter().fold(git, |git, setting| git.setting(setting))
     }
 
+    /// The same, for files that came to as many bytes: of one it holds both sides, and what it packs each into.
+    pub(crate) fn holding(mut self, bytes: u64) -> Self {
+        self.memory = self.memory.map(|memory| memory.saturating_add(bytes.saturating_mul(4)));
+        self
+    }
+
     /// The same, given up when its caller no longer wants it.
     pub(crate) fn watching(mut self, cancel: &Cancel) -> Self {
         self.cancel = cancel.clone();

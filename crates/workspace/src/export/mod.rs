@@ -166,7 +166,7 @@ impl Export {
             (self.write_tree(&index, &changes, &clean)?, raw)
         };
         drop((base, changes, stored));
-        let patch = self.write_patch(&tree)?;
+        let patch = self.write_patch(&tree, limits)?;
         let meta = std::fs::metadata(&patch).map_err(|e| WorkspaceError::io("look at", &patch, e))?;
         let files = self.summary(&tree)?;
         let mut unfiltered = converted.unfiltered;
@@ -200,7 +200,7 @@ impl Export {
         changes.iter().filter_map(blob).collect()
     }
 
-    fn write_patch(&self, tree: &str) -> Result<PathBuf> {
+    fn write_patch(&self, tree: &str, limits: &Limits) -> Result<PathBuf> {
         let patch = self.scratch.join("export.patch");
         let file = File::options()
             .write(true)
@@ -210,7 +210,7 @@ impl Export {
             .map_err(|e| WorkspaceError::io("write", &patch, e))?;
         let mut args = vec!["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"];
         args.extend(["--no-color", "--src-prefix=a/", "--dst-prefix=b/"]);
-        self.git.write_file(&self.compare(&mut args, tree), file)?;
+        self.git.clone().holding(limits.max_bytes).write_file(&self.compare(&mut args, tree), file)?;
         Ok(patch)
     }
 
