@@ -156,6 +156,7 @@ fn clones_of_a_whole_system_are_machines_of_their_own() {
         vm.is_sound();
         vm.delete();
     }
+    drop(tls);
     sandbox.no_vm_is_left();
 }
 

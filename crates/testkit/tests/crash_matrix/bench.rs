@@ -159,7 +159,7 @@ impl Bench {
             "export" | "apply" => {
                 let (repo, guest) = (self.repo.dir().to_string_lossy().into_owned(), self.guest_path());
                 self.must(&["vm", "workspace", "prepare", NAME, &repo, "--guest-path", &guest], wrong);
-                let change = format!("echo {} > changed; sync", self.turn);
+                let change = format!("echo {0} > changed-{0}; sync", self.turn);
                 self.must(&["vm", "exec", NAME, "--", "sh", "-c", &change], wrong);
                 if cell.step == "boot" {
                     self.must(&["vm", "stop", NAME], wrong);
@@ -305,7 +305,8 @@ impl Bench {
         // Off or not, what was done in it comes back, whole and once.
         if cell.operation == "apply" && cell.action != "kill-vmm" {
             self.must(&["vm", "workspace", "apply", NAME], wrong);
-            let changed = fs::read_to_string(self.repo.dir().join("changed")).unwrap_or_default();
+            let changed = fs::read_to_string(self.repo.dir().join(format!("changed-{}", self.turn)))
+                .unwrap_or_default();
             if changed.trim() != self.turn.to_string() {
                 wrong.push(format!("the guest's change did not arrive: {changed:?}"));
             }
