@@ -234,12 +234,17 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
     use std::process::Stdio;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
     use std::time::Duration;
 
-    fn place() -> (tempfile::TempDir, Scope) {
+    /// Interfaces carry no sandbox's name, so that what one test plants the others would find.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    fn place() -> (MutexGuard<'static, ()>, tempfile::TempDir, Scope) {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::Builder::new().prefix("bt-leak-").tempdir_in("/tmp").unwrap();
         let scope = Scope::of(dir.path());
-        (dir, scope)
+        (alone, dir, scope)
     }
 
     fn planted(scope: &Scope, before: &Snapshot) -> Vec<(Kind, String)> {
@@ -248,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_process_is_found_by_its_command_line_and_by_its_environment() {
-        let (dir, scope) = place();
+        let (_alone, dir, scope) = place();
         let before = scope.snapshot();
         let mut by_argument = Command::new("sh")
             .args(["-c", "read x", "sh"])
@@ -272,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_child_that_nobody_waits_for_is_found_when_its_parent_is_ours() {
-        let (dir, scope) = place();
+        let (_alone, dir, scope) = place();
         // The shell becomes `cat`, which never waits for the child that the shell had.
         let mut parent = Command::new("sh")
             .args(["-c", "true & exec cat"])
@@ -289,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_file_and_a_bound_socket_are_found() {
-        let (dir, scope) = place();
+        let (_alone, dir, scope) = place();
         let before = scope.snapshot();
         fs::write(dir.path().join("left"), "x").unwrap();
         let socket = dir.path().join("s");
@@ -310,7 +315,7 @@ mod tests {
     #[test]
     fn a_mount_and_a_loop_device_are_found() {
         crate::skip_unless!(crate::is_root(), "mounting needs root");
-        let (dir, scope) = place();
+        let (_alone, dir, scope) = place();
         let point = dir.path().join("m");
         fs::create_dir(&point).unwrap();
         let disk = dir.path().join("disk");
@@ -337,7 +342,7 @@ mod tests {
     #[test]
     fn a_tap_is_found_and_a_stranger_is_not_ours() {
         crate::skip_unless!(crate::is_root(), "a tap needs root");
-        let (_dir, scope) = place();
+        let (_alone, _dir, scope) = place();
         let before = scope.snapshot();
         let name = format!("bt{}", std::process::id());
         let tap =
