@@ -19,6 +19,8 @@ use crate::op::{Op, random_bytes};
 
 /// How often it is looked whether there are as many as there should be, when nobody says that there may not.
 const TICK: Duration = Duration::from_secs(30);
+/// How long after something happened another one is made.
+const PAUSE: Duration = Duration::from_millis(500);
 /// How often one of the same template is tried for in vain.
 const TRIES: u32 = 2;
 /// Of the memory that is free, what those that wait could take when they run.
@@ -184,6 +186,11 @@ impl Vms {
                 () = self.shutdown.cancelled() => return,
                 () = self.shelf.changed.notified() => {}
                 () = tokio::time::sleep(TICK) => {}
+            }
+            // Whoever has just been given one is at work: on a small host another one would take its time from them.
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use banger_testkit::guests::pss_kib;
 use banger_testkit::measure::median;
-use banger_testkit::{Sandbox, Vm, wait};
+use banger_testkit::{Sandbox, Vm};
 
 use super::{Line, clocked, mib};
 use crate::raw::RawQemu;
@@ -15,8 +15,6 @@ use crate::raw::RawQemu;
 const ROUNDS: usize = 20;
 /// Clones that idle at the same time.
 const CLONES: usize = 8;
-/// How long the daemon may take to make a template on a busy host.
-const MADE: Duration = Duration::from_secs(300);
 const RUN: [&str; 4] = ["run", "--rm", "--image", "bare"];
 
 pub(crate) fn warm(lines: &mut Vec<Line>) {
@@ -25,10 +23,7 @@ pub(crate) fn warm(lines: &mut Vec<Line>) {
     let cold = || clocked(sandbox.banger([&RUN[..], &["--cold", "--", "true"]].concat()));
     let warm = || clocked(sandbox.banger([&RUN[..], &["--", "true"]].concat()));
     warm();
-    let count = |words: &[&str]| sandbox.banger(words).go().ok().json().as_array().map_or(0, Vec::len);
-    wait::must("a template is made", MADE, || {
-        count(&["vm", "template", "list", "--json"]) == 1 && count(&["operation", "list", "--json"]) == 0
-    });
+    sandbox.template_made();
     warm();
     let (mut colds, mut warms) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -54,7 +49,7 @@ pub(crate) fn warm(lines: &mut Vec<Line>) {
         bound: "1.5 × median".to_owned(),
         kept: slow / warm_ms <= 1.5,
     });
-    let vm = sandbox.vm("clone", "bare", &[]);
+    let vm = made(&sandbox, "clone", &[]);
     let floor_ms = floor(&sandbox, &vm);
     lines.push(Line {
         what: "warm `run --rm -- true`, bare image, once more",
@@ -95,8 +90,8 @@ fn floor(sandbox: &Sandbox, vm: &Vm<'_>) -> f64 {
 
 /// What clones take of the host's memory, each, beside a VM that booted.
 fn shared(sandbox: &Sandbox) -> Line {
-    let cold = sandbox.vm("cold", "bare", &["--cold"]);
-    let clones: Vec<Vm<'_>> = (0..CLONES).map(|n| sandbox.vm(&format!("clone-{n}"), "bare", &[])).collect();
+    let cold = made(sandbox, "cold", &["--cold"]);
+    let clones: Vec<Vm<'_>> = (0..CLONES).map(|n| made(sandbox, &format!("clone-{n}"), &[])).collect();
     // Until what follows a start has been done in all of them.
     std::thread::sleep(Duration::from_secs(2));
     let cold_kib = pss_kib(monitor(&cold));
@@ -113,6 +108,13 @@ fn shared(sandbox: &Sandbox) -> Line {
         bound: "0.25 × cold".to_owned(),
         kept: ratio <= 0.25,
     }
+}
+
+/// A VM of the shape that the runs have.
+fn made<'a>(sandbox: &'a Sandbox, name: &str, more: &[&str]) -> Vm<'a> {
+    let create = ["vm", "create", "--name", name, "--image", "bare"];
+    sandbox.banger(create).args(more).within(Duration::from_secs(180)).go().ok().done();
+    sandbox.existing(name)
 }
 
 /// The process of a VM's machine monitor.
