@@ -80,7 +80,7 @@ fn seeds() -> Vec<Vec<u8>> {
 
 fuzz_target!(init: seeds::write(seeds), |input: Input| {
     let answer = bytes(&input);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let words = runtime.block_on(async {
         let (ours, mut theirs) = tokio::io::duplex(64 << 10);
         let server = async {
