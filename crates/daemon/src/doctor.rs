@@ -108,10 +108,14 @@ fn kvm(status: &KvmStatus) -> Check {
     if matches!(status, KvmStatus::Works) {
         return ok("kvm", "guest code ran in a tiny VM".to_owned());
     }
+    let why = match status {
+        KvmStatus::Emulated { detail } => format!("emulated, and stock kernels fail: {detail}"),
+        other => other.detail(),
+    };
     Check {
         name: "kvm".to_owned(),
         status: CheckStatus::Warn,
-        detail: format!("{}; guests run in software emulation, many times slower", status.detail()),
+        detail: format!("{why}; guests run in software emulation, many times slower"),
         hint: status.hint(),
     }
 }
