@@ -164,25 +164,12 @@ async fn open_export(workspace: &Workspace, base: String, scratch: &Path) -> Res
 mod tests {
     use std::process::Command;
 
-    use banger_channel::{GuestStream, Handler};
-
+    use super::super::silent::SilentAgent;
     use super::*;
-
-    /// An agent that takes a scan and does nothing about it.
-    #[derive(Clone)]
-    struct Silent;
-
-    impl Handler for Silent {
-        async fn handle(&self, _request: Request, _stream: GuestStream) {
-            std::future::pending::<()>().await;
-        }
-    }
 
     #[tokio::test]
     async fn an_agent_that_stands_still_is_given_up() {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let agent = tokio::spawn(banger_channel::serve(theirs, Silent));
-        let session = Session::connect(ours, *b"0123456789abcdef").await.unwrap();
+        let agent = SilentAgent::connect().await;
         let (repo, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let git = |args: &[&str]| {
             let identity = ["-c", "user.name=T", "-c", "user.email=t@example.org"];
@@ -200,10 +187,8 @@ mod tests {
         };
         let op = Op::alone(None);
         let silence = Duration::from_millis(50);
-        let error = scan(&op, &session, spec, export, Limits::default(), silence).await.unwrap_err();
+        let error = scan(&op, &agent.session, spec, export, Limits::default(), silence).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::Timeout, "{error}");
         assert!(error.hint.is_some_and(|hint| hint.contains("vm kill")));
-        drop(session);
-        agent.abort();
     }
 }

@@ -8,6 +8,8 @@ mod drift;
 mod export;
 mod incoming;
 mod prepare;
+#[cfg(test)]
+mod silent;
 mod stream;
 mod update;
 
@@ -23,12 +25,12 @@ use crate::op::Op;
 
 pub(crate) use self::apply::apply;
 pub(crate) use self::incoming::{STEPS, prepare, refresh};
+use self::stream::{Cancellable, Pulse, STILL, stands_still};
 
 /// What of an export can be made to fail: the boot of a VM that is off, and the comparison.
 pub(crate) const EXPORT_STEPS: [&str; 2] = ["boot", "scan"];
 /// The same of an apply, beside the export that it begins with.
 pub(crate) const APPLY_STEPS: [&str; 1] = ["write"];
-use self::stream::{Cancellable, Pulse, STILL, stands_still};
 
 /// The service.
 #[derive(Debug)]

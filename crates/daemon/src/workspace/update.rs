@@ -253,30 +253,15 @@ fn digest(path: &Path) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    use banger_channel::{GuestStream, Handler};
-
+    use super::super::silent::SilentAgent;
     use super::*;
-
-    /// An agent that takes a request and does nothing about it.
-    #[derive(Clone)]
-    struct Silent;
-
-    impl Handler for Silent {
-        async fn handle(&self, _request: Request, _stream: GuestStream) {
-            std::future::pending::<()>().await;
-        }
-    }
 
     #[tokio::test]
     async fn an_agent_that_does_not_compare_is_given_up() {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let agent = tokio::spawn(banger_channel::serve(theirs, Silent));
-        let session = Session::connect(ours, *b"0123456789abcdef").await.unwrap();
+        let agent = SilentAgent::connect().await;
         let (op, root, paths) = (Op::alone(None), "/w".parse().unwrap(), [ByteString::from("a")]);
         let silence = Duration::from_millis(50);
-        let error = compare(&op, &session, about(&root), paths.iter(), silence).await.unwrap_err();
+        let error = compare(&op, &agent.session, about(&root), paths.iter(), silence).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::Timeout, "{error}");
-        drop(session);
-        agent.abort();
     }
 }
