@@ -106,26 +106,24 @@ impl Vms {
         first: First,
         spare: Option<Waiting>,
     ) -> Result<Vm> {
-        let (template, made) = match first {
-            First::Cold => return Box::pin(self.start_locked(op, vm, lock)).await,
-            First::Saved(template) => (Some(*template), None),
-            First::Made(made) => (made.template, Some((made.key, made.about))),
-        };
-        let like = vm.clone();
-        let started = match (template, &made) {
-            (Some(template), _) => Box::pin(self.start_warm(op, vm, lock, template, spare)).await?,
-            (None, Some((_, about))) => {
-                self.drop_stale(op, about);
-                Box::pin(self.start_locked(op, vm, lock)).await?
+        match first {
+            First::Cold => Box::pin(self.start_locked(op, vm, lock)).await,
+            First::Saved(template) => Box::pin(self.start_warm(op, vm, lock, *template, spare)).await,
+            First::Made(made) => {
+                let like = vm.clone();
+                let started = match made.template {
+                    Some(template) => Box::pin(self.start_warm(op, vm, lock, template, spare)).await?,
+                    None => {
+                        self.drop_stale(op, &made.about);
+                        Box::pin(self.start_locked(op, vm, lock)).await?
+                    }
+                };
+                if started.boot.is_some_and(|boot| boot.kind == BootKind::Cold) {
+                    self.make_template_later(made.key, like);
+                }
+                Ok(started)
             }
-            (None, None) => Box::pin(self.start_locked(op, vm, lock)).await?,
-        };
-        if let Some((key, _)) = made
-            && started.boot.is_some_and(|boot| boot.kind == BootKind::Cold)
-        {
-            self.make_template_later(key, like);
         }
-        Ok(started)
     }
 
     /// Starts a VM from a template: by the spare that waits for it, else by restoring it.
