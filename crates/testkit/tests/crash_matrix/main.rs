@@ -86,7 +86,7 @@ fn has_machine(operation: &str, step: &str) -> bool {
         "restart" => &["stopping", "power_off", "launch", "boot", "guest_network", "running"],
         "kill" => &["signal"],
         "delete" => &["deleting", "processes"],
-        "template" => &["launch", "boot", "settle", "snapshot"],
+        "template" => &["launch", "boot", "guest_network", "settle", "snapshot"],
         "template_save" => return step != "publish",
         "prepare" | "export" | "apply" | "pause" | "resume" | "snapshot_create" => return true,
         "fork" => return step != "system_disk",

@@ -31,7 +31,9 @@ n=0; while [ $n -lt 30 ] && grep -q ' c0 ' /proc/net/if_inet6; do n=$((n+1)); sl
 
 /// The names of its steps that are not those of any start or delete.
 pub(in crate::vm) fn steps() -> Vec<String> {
-    ["reserve", "launch", "boot", "settle", "snapshot", "publish"].map(str::to_owned).to_vec()
+    ["reserve", "launch", "boot", "guest_network", "settle", "snapshot", "publish"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 impl Vms {
