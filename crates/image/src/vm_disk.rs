@@ -2,15 +2,12 @@
 //! Must never touch a file that exists already, except to grow it.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use banger_model::Bytes;
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 
 use crate::error::{ImageError, Result};
 use crate::job;
@@ -102,79 +99,6 @@ impl VmDisk {
         let file = OpenOptions::new().write(true).open(path).map_err(ImageError::io("open", path))?;
         file.set_len(size.0).map_err(ImageError::io("size", path))
     }
-
-    /// Makes a file at `to`, mode 0600, with the content of a disk that no machine writes to just now: by reflink where
-    /// the file system has it, else of what is not zero, block by block. A failure leaves no file. Not flushed: only a
-    /// crash of the host could tell.
-    ///
-    /// # Errors
-    /// When there is a file already, no disk to copy, or no room.
-    pub fn copy(from: &Path, to: &Path) -> Result<()> {
-        let source = File::open(from).map_err(ImageError::io("open", from))?;
-        let target = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(to)
-            .map_err(ImageError::io("make", to))?;
-        let copied = match rustix::fs::ioctl_ficlone(&target, &source) {
-            Ok(()) => Ok(()),
-            Err(_) => copy_data(&source, &target),
-        };
-        copied.map_err(|error| {
-            let _ = fs::remove_file(to);
-            ImageError::io("copy a disk to", to)(error)
-        })
-    }
-}
-
-/// A file system's block; what is smaller would not make a hole.
-const BLOCK: u64 = 4096;
-/// Read at once.
-const CHUNK: usize = 256 << 10;
-
-fn copy_data(source: &File, target: &File) -> io::Result<()> {
-    let size = source.metadata()?.len();
-    target.set_len(size)?;
-    let mut buffer = vec![0; CHUNK];
-    let mut at = 0;
-    while at < size {
-        let data = match rustix::fs::seek(source, SeekFrom::Data(at)) {
-            Ok(data) => data - data % BLOCK,
-            Err(Errno::NXIO) => return Ok(()),
-            // A file system that knows no holes.
-            Err(_) => at,
-        };
-        let end = rustix::fs::seek(source, SeekFrom::Hole(data)).unwrap_or(size);
-        at = data;
-        while at < end {
-            let wanted = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let n = source.read_at(buffer.get_mut(..wanted).unwrap_or_default(), at)?;
-            if n == 0 {
-                return Ok(());
-            }
-            write_blocks(target, buffer.get(..n).unwrap_or_default(), at)?;
-            at += n as u64;
-        }
-    }
-    Ok(())
-}
-
-/// Writes what is not zero, neighbouring blocks at once.
-fn write_blocks(target: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    let block = usize::try_from(BLOCK).unwrap_or(CHUNK);
-    let is_zero = |from: usize| bytes.iter().skip(from).take(block).all(|byte| *byte == 0);
-    let mut from = 0;
-    while from < bytes.len() {
-        let mut to = from;
-        while to < bytes.len() && !is_zero(to) {
-            to += block;
-        }
-        let run = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
-        target.write_all_at(run, at + from as u64)?;
-        from = to.max(from + block);
-    }
-    Ok(())
 }
 
 fn format(path: &Path, size: Bytes, label: &str) -> Result<()> {
@@ -254,29 +178,6 @@ mod tests {
             let check = run("e2fsck", &["-f".as_ref(), "-n".as_ref(), path.as_os_str()]).unwrap();
             assert!(check.status.success(), "{name}: {}", failed("e2fsck", &check));
         }
-    }
-
-    #[test]
-    fn a_copy_has_the_content_and_the_holes_and_is_private_from_birth() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
-        let disk = File::create(&from).unwrap();
-        disk.set_len(64 << 20).unwrap();
-        // Data in a hole, zeros that take room, more than is read at once, and the very end.
-        disk.write_all_at(b"superblock", 1024).unwrap();
-        disk.write_all_at(&vec![0; 4 << 20], 8 << 20).unwrap();
-        disk.write_all_at(&vec![7; 700_000], 20_000_000).unwrap();
-        disk.write_all_at(b"z", (64 << 20) - 1).unwrap();
-        disk.sync_all().unwrap();
-        VmDisk::copy(&from, &to).unwrap();
-        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
-        let meta = fs::metadata(&to).unwrap();
-        assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
-        assert!(meta.blocks() * 512 < 2 << 20, "{} bytes on disk", meta.blocks() * 512);
-        assert!(VmDisk::copy(&from, &to).is_err(), "one that is there is left alone");
-        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
-        assert!(VmDisk::copy(&dir.path().join("none"), &dir.path().join("c")).is_err());
-        assert!(!dir.path().join("c").exists());
     }
 
     #[test]

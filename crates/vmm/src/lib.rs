@@ -16,6 +16,7 @@ pub mod process;
 pub mod qemu;
 mod snapshot;
 mod sockets;
+pub mod sparse;
 mod spawn;
 
 pub use cage::{Cage, Policy};

@@ -1,25 +1,18 @@
-//! A snapshot's directory: the files in it, what machine they are of, and their holes. Shared by
-//! all drivers. Must never hold what another machine could not read: no descriptor, no socket.
+//! A snapshot's directory: the files in it, and what machine they are of. Shared by all drivers. Must never hold what another machine could not read: no descriptor, no socket.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use banger_model::{Accel, DriverKind};
-use rustix::fs::{FallocateFlags, SeekFrom};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::{MachineHandle, MachineSpec, Result, VmmError};
 
 /// No description is anywhere near this long.
 const ABOUT_MAX: u64 = 64 << 10;
-/// Zeros of this length, aligned, become a hole.
-const HOLE: usize = 64 << 10;
-/// Read at once.
-const CHUNK: usize = 1 << 20;
 
 /// What a machine consists of, as far as a snapshot of it depends on that.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,114 +270,11 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Turns the zeros of a file into holes. Blocks.
-pub(crate) fn dig(path: &Path) -> Result<()> {
-    let dig = || -> io::Result<()> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        each_zeros(
-            &file,
-            |_, _| Ok(()),
-            |at, length| {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                match rustix::fs::fallocate(&file, flags, at, length) {
-                    // A file system without holes keeps the zeros.
-                    Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-                    Err(e) => Err(e.into()),
-                }
-            },
-        )
-    };
-    dig().map_err(VmmError::file("make holes in", path))
-}
-
-/// Copies a file's content into an empty one: by reflink where that works, else what is not zero.
-/// Blocks.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
-    let copy = || -> io::Result<()> {
-        let (source, target) = (File::open(from)?, OpenOptions::new().write(true).open(to)?);
-        if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
-            return Ok(());
-        }
-        target.set_len(source.metadata()?.size())?;
-        each_zeros(&source, |at, bytes| target.write_all_at(bytes, at), |_, _| Ok(()))
-    };
-    copy().map_err(VmmError::file("copy", from))
-}
-
-/// Goes through a file's data, block by block, and tells runs of what is not zero from zeros.
-fn each_zeros(
-    file: &File,
-    mut full: impl FnMut(u64, &[u8]) -> io::Result<()>,
-    mut zeros: impl FnMut(u64, u64) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    let size = file.metadata()?.size();
-    let mut at = 0;
-    while at < size {
-        // To the next byte that is not in a hole, rounded down to a whole block.
-        match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) => at = at.max(data - data % HOLE as u64),
-            Err(Errno::NXIO) => return Ok(()),
-            Err(_) => {}
-        }
-        let n = file.read_at(&mut buffer, at)?;
-        if n == 0 {
-            return Ok(());
-        }
-        let data = buffer.get(..n).unwrap_or_default();
-        for block in data.chunks(HOLE) {
-            let length = block.len() as u64;
-            if block.iter().all(|b| *b == 0) {
-                zeros(at, length)?;
-            } else {
-                full(at, block)?;
-            }
-            at += length;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn blocks(path: &Path) -> u64 {
-        path.metadata().unwrap().blocks() * 512
-    }
-
-    /// 8 MiB with a few bytes in the middle and at the very end.
-    fn memory(path: &Path, holes: bool) {
-        let mut bytes = vec![0; 8 << 20];
-        bytes[5_000_000..5_000_004].copy_from_slice(b"data");
-        bytes[(8 << 20) - 1] = 7;
-        if holes {
-            let file = File::create(path).unwrap();
-            file.set_len(8 << 20).unwrap();
-            file.write_all_at(b"data", 5_000_000).unwrap();
-            file.write_all_at(&[7], (8 << 20) - 1).unwrap();
-        } else {
-            fs::write(path, &bytes).unwrap();
-        }
-    }
-
-    #[test]
-    fn zeros_become_holes_and_nothing_else_changes() {
-        let dir = tempfile::tempdir().unwrap();
-        let (full, holey, copied) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
-        memory(&full, false);
-        memory(&holey, true);
-        dig(&full).unwrap();
-        File::create(&copied).unwrap();
-        copy(&holey, &copied).unwrap();
-        let expected = fs::read(&holey).unwrap();
-        for path in [&full, &copied] {
-            assert!(fs::read(path).unwrap() == expected, "{path:?}");
-            assert!(blocks(path) <= 256 << 10, "{path:?}: {}", blocks(path));
-        }
-    }
+    use std::os::unix::fs::{FileExt, PermissionsExt};
 
     #[test]
     fn a_snapshot_that_is_not_finished_leaves_nothing() {

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use banger_image::VmDisk;
 use banger_model::{Error, ErrorCode, Result, Vm, VmId};
 use banger_protocol::agent::Request;
+use banger_vmm::sparse;
 
 use super::live::Live;
 use super::pause::{freeze, thaw};
@@ -163,9 +163,9 @@ async fn stand_still(live: &Live, dir: &Path, extent: Extent) -> Result<Instant>
 pub(super) async fn copy_files(vm_dir: &Path, dir: &Path, vm: Vm) -> Result<()> {
     let (vm_dir, dir) = (vm_dir.to_owned(), dir.to_owned());
     blocking(move || {
-        VmDisk::copy(&disk::system(&vm_dir, &vm), &Snapshot::system_disk(&dir))?;
+        sparse::copy(&disk::system(&vm_dir, &vm), &Snapshot::system_disk(&dir))?;
         if vm.work_disk.is_some() {
-            VmDisk::copy(&disk::work(&vm_dir, &vm), &Snapshot::work_disk(&dir))?;
+            sparse::copy(&disk::work(&vm_dir, &vm), &Snapshot::work_disk(&dir))?;
         }
         copy_workspace(&vm_dir, &dir)
     })

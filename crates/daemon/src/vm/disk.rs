@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_image::{DiskUse, VmDisk};
 use banger_model::{Bytes, Error, Result, Vm, VmName};
+use banger_vmm::sparse;
 
 use super::start::{failed, make_dir, remove_file};
 use crate::artifacts::blocking;
@@ -120,7 +121,7 @@ impl Making {
             }
             let next = half(&path);
             remove_file(&next)?;
-            VmDisk::copy(&from, &next)?;
+            sparse::copy(&from, &next)?;
             std::fs::rename(&next, &path).map_err(|e| failed("name", &path, &e))?;
             state.made = true;
             Ok(())

@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use banger_image::VmDisk;
 use banger_model::{Error, ErrorCode, Result, Vm, VmId, VmName, VmState};
 use banger_protocol::api::{CreateSnapshot, SnapshotKind, SnapshotView};
+use banger_vmm::sparse;
 
 use super::capture::{self, Extent, copy_files, copy_workspace, workspace_files};
 use super::snapshot::{About, Snapshot};
@@ -301,7 +301,7 @@ async fn copy_back(snapshot: &Snapshot, dir: &Path, then: &Vm) -> Result<()> {
         for (from, to) in disks {
             // An earlier try may have left one.
             remove_file(&to)?;
-            VmDisk::copy(&from, &to)?;
+            sparse::copy(&from, &to)?;
         }
         Ok(())
     })

@@ -15,9 +15,11 @@ use super::api::{ApiError, ChangeState, Client, CreateSnapshot, SnapshotType, St
 use super::quirks::Quirks;
 use super::{channel, halt, place};
 use crate::process::wait_pidfd;
-use crate::snapshot::{About, Files, Halted, Layout, copy, dig};
+use crate::snapshot::{About, Files, Halted, Layout};
 use crate::sockets::Cleanup;
-use crate::{AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console};
+use crate::{
+    AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console, sparse,
+};
 
 /// How long a VMM may take to end, or to stand still.
 const STOP: Duration = Duration::from_secs(10);
@@ -123,11 +125,14 @@ impl FirecrackerMachine {
                 match std::fs::rename(&from, &to) {
                     Ok(()) => {}
                     // Another file system.
-                    Err(_) => copy(&from, &to)?,
+                    Err(_) => {
+                        std::fs::remove_file(&to).map_err(VmmError::file("remove", &to))?;
+                        sparse::copy(&from, &to)?;
+                    }
                 }
             }
             // It writes every page, also those that the guest never touched.
-            dig(&to)
+            sparse::dig(&to)
         });
         moved.await.unwrap_or_else(|e| Err(VmmError::file("move", &files.memory)(e.into())))?;
         Ok(version)

@@ -9,8 +9,8 @@ use super::machine::QemuMachine;
 use super::memory::{Ram, Target};
 use super::migration;
 use super::qmp::QmpError;
-use crate::snapshot::{About, Files, Halted, Layout, copy};
-use crate::{Last, Machine, Result, VmmError};
+use crate::snapshot::{About, Files, Halted, Layout};
+use crate::{Last, Machine, Result, VmmError, sparse};
 
 pub(super) async fn capture(machine: &QemuMachine, dir: &Path, last: Last<'_>) -> Result<()> {
     let handle = machine.handle();
@@ -28,7 +28,8 @@ pub(super) async fn capture(machine: &QemuMachine, dir: &Path, last: Last<'_>) -
                     if let Some(why) = base.changed() {
                         return Err(VmmError::NoSnapshot { vm, why });
                     }
-                    copy(&base.path, &path)?;
+                    let copied = File::open(&base.path).and_then(|base| sparse::fill(&memory, &base));
+                    copied.map_err(VmmError::file("copy", &base.path))?;
                     Target::Earlier
                 }
                 None => Target::Empty,

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_channel::Session;
-use banger_image::VmDisk;
 use banger_model::{Error, ErrorCode, Result, Unfinished, Vm, VmId, VmName, VmState};
 use banger_protocol::agent::{ExecSpec, Request};
-use banger_vmm::Machine;
+use banger_vmm::{Machine, sparse};
 use jiff::Timestamp;
 
 use super::super::snapshot::{About, Snapshot};
@@ -123,7 +122,7 @@ impl Vms {
             stand_still(&*machine, &agent, &under_way).await?;
             let (from, to) = (disk::system(&dir, &vm), under_way.dir.clone());
             blocking(move || {
-                VmDisk::copy(&from, &Snapshot::system_disk(&to))?;
+                sparse::copy(&from, &Snapshot::system_disk(&to))?;
                 about.write(&to)
             })
             .await?;
