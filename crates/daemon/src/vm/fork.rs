@@ -172,7 +172,7 @@ impl Vms {
                 copy_workspace(&from, &to)
             })
             .await?;
-            self.start_from(op, child.clone(), &lock, Origin::Restore(snapshot)).await?;
+            self.start_from(op, child.clone(), &lock, Origin::Restore(snapshot), None).await?;
             self.finish_birth(op, &id).await
         };
         match born.await {

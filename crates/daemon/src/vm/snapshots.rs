@@ -176,7 +176,7 @@ impl Vms {
 
     /// Goes on from a snapshot's memory, or boots from its disks if that cannot be.
     async fn go_back(self: &Arc<Self>, op: &Op, vm: Vm, lock: &VmLock, snapshot: Snapshot) -> Result<Vm> {
-        match self.start_from(op, vm.clone(), lock, Origin::Back(snapshot)).await {
+        match self.start_from(op, vm.clone(), lock, Origin::Back(snapshot), None).await {
             Err(error) if error.code != ErrorCode::Cancelled => {
                 op.notice(format!(
                     "the memory of VM '{}' is lost, it boots from its disks: {error}",

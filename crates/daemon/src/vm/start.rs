@@ -196,23 +196,24 @@ impl Vms {
 
     /// Boots a VM whose lock is held.
     pub(super) async fn start_locked(self: &Arc<Self>, op: &Op, vm: Vm, lock: &VmLock) -> Result<Vm> {
-        self.start_from(op, vm, lock, Origin::Boot).await
+        self.start_from(op, vm, lock, Origin::Boot, None).await
     }
 
-    /// Starts a VM whose lock is held. One that goes on from a snapshot has no disks yet: it gets those of the
-    /// snapshot.
+    /// Starts a VM whose lock is held, by these boot files if the caller has just looked for them. One that goes on from a
+    /// snapshot has no disks yet: it gets those of the snapshot.
     pub(super) async fn start_from(
         self: &Arc<Self>,
         op: &Op,
         vm: Vm,
         _lock: &VmLock,
         origin: Origin,
+        files: Option<BootFiles>,
     ) -> Result<Vm> {
         let id = vm.id.clone();
         // Whatever an earlier run left (a VMM whose end nobody saw) goes first.
         op.about(&vm.name);
         self.tear_down(op, &id).await?;
-        let mut start = Start::new(op, vm, origin.clone(), Purpose::Run);
+        let mut start = Start { files, ..Start::new(op, vm, origin.clone(), Purpose::Run) };
         let mut outcome = self.run_steps(&mut start).await;
         if let (Err(error), Origin::Template(template)) = (&outcome, origin)
             && error.code != ErrorCode::Cancelled
@@ -330,7 +331,10 @@ impl Vms {
             return Err(directory_gone(vm, &dir));
         }
         self.artifacts.image_file(&vm.image_digest)?;
-        let files = self.artifacts.boot_files(&vm.kernel).await?;
+        let files = match start.files.take() {
+            Some(files) => files,
+            None => self.artifacts.boot_files(&vm.kernel).await?,
+        };
         if !matches!(start.origin, Origin::Boot) {
             let origin = std::mem::take(&mut start.origin);
             start.origin = blocking(move || origin.link(&dir.join(RESTORED))).await?;

@@ -17,6 +17,7 @@ mod spares;
 
 use std::sync::Arc;
 
+use banger_image::kernel::BootFiles;
 use banger_model::{BootKind, Error, ErrorCode, Result, Vm};
 use banger_protocol::api::CreateVm;
 
@@ -52,6 +53,14 @@ impl First {
             Self::Saved(template) => Some(template),
         }
     }
+
+    /// What it would boot from, where that was looked for.
+    fn files(&self) -> Option<&BootFiles> {
+        match self {
+            Self::Made(made) => Some(&made.files),
+            Self::Cold | Self::Saved(_) => None,
+        }
+    }
 }
 
 /// What is known of a shape.
@@ -60,6 +69,7 @@ pub(super) struct Made {
     key: String,
     about: About,
     template: Option<Snapshot>,
+    files: BootFiles,
 }
 
 impl Vms {
@@ -94,7 +104,7 @@ impl Vms {
         let about = About::of(vm, &files);
         let key = about.key(&vmm.version);
         let template = self.shelf.find(&key);
-        Ok(Made { key, about, template })
+        Ok(Made { key, about, template, files })
     }
 
     /// The first start of a VM; it has the id of the spare that is there for it.
@@ -108,11 +118,14 @@ impl Vms {
     ) -> Result<Vm> {
         match first {
             First::Cold => Box::pin(self.start_locked(op, vm, lock)).await,
-            First::Saved(template) => Box::pin(self.start_warm(op, vm, lock, *template, spare)).await,
+            First::Saved(template) => Box::pin(self.start_warm(op, vm, lock, *template, None, spare)).await,
             First::Made(made) => {
                 let like = vm.clone();
                 let started = match made.template {
-                    Some(template) => Box::pin(self.start_warm(op, vm, lock, template, spare)).await?,
+                    Some(template) => {
+                        let files = Some(made.files);
+                        Box::pin(self.start_warm(op, vm, lock, template, files, spare)).await?
+                    }
                     None => {
                         self.drop_stale(op, &made.about);
                         Box::pin(self.start_locked(op, vm, lock)).await?
@@ -133,6 +146,7 @@ impl Vms {
         vm: Vm,
         lock: &VmLock,
         template: Snapshot,
+        files: Option<BootFiles>,
         spare: Option<Waiting>,
     ) -> Result<Vm> {
         if let Some(spare) = spare {
@@ -146,7 +160,7 @@ impl Vms {
                 started => return started,
             }
         }
-        Box::pin(self.start_from(op, vm, lock, Origin::Template(template))).await
+        Box::pin(self.start_from(op, vm, lock, Origin::Template(template), files)).await
     }
 
     /// Where a VM begins whose template could not be gone on from: one that was made by itself is made anew, one that

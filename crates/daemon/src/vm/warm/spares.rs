@@ -168,7 +168,10 @@ impl Vms {
             return None;
         }
         // It has the template's memory mapped, and what has happened to that has happened to it.
-        let files = self.artifacts.boot_files(&vm.kernel).await.ok()?;
+        let files = match first.files() {
+            Some(files) => files.clone(),
+            None => self.artifacts.boot_files(&vm.kernel).await.ok()?,
+        };
         template.check(vm, &files).ok()?;
         let spare = self.spares.take(&id_of(template))?;
         tracing::info!(vm_id = %spare.id, vm = %vm.name, "a spare gets its user");
