@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -104,10 +104,29 @@ impl Vm<'_> {
     /// When it is not.
     #[track_caller]
     pub fn has_the_time(&self) {
-        let early = seconds(-0.1);
-        let guest: f64 = self.says("date +%s").parse().expect("a number");
-        let late = seconds(0.1);
+        let (early, guest, late) = self.what_time();
         assert!((early..=late).contains(&guest), "{guest} is not between {early} and {late}");
+    }
+
+    /// Waits until its clock is the host's, within a tenth of a second.
+    ///
+    /// # Panics
+    /// When it does not become so.
+    #[track_caller]
+    pub fn gets_the_time(&self) {
+        wait::must("the guest is told the time", SOON, || {
+            let (early, guest, late) = self.what_time();
+            (early..=late).contains(&guest)
+        });
+    }
+
+    /// Its time between two of its host's, seconds since 1970, a tenth of a second apart from when it was asked.
+    fn what_time(&self) -> (f64, f64, f64) {
+        // The one tool of every image that tells parts of a second.
+        let ask = "date +%s.%N | grep -v N || busybox adjtimex | busybox awk '/tv_sec/ {s = $2} /tv_usec/ {printf \"%d.%06d\", s, $2}'";
+        let early = self.sandbox().time() - 0.1;
+        let guest = self.says(ask).parse().expect("a number");
+        (early, guest, self.sandbox().time() + 0.1)
     }
 
     /// Stops it, and looks at its disks with the eyes of another.
@@ -124,9 +143,4 @@ impl Vm<'_> {
             }
         }
     }
-}
-
-/// Seconds of the host's clock, rounded down.
-fn seconds(spare: f64) -> f64 {
-    (SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64() + spare).floor()
 }

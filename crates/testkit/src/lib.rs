@@ -13,6 +13,7 @@
 )]
 
 pub mod bare;
+mod clock;
 mod clones;
 pub mod dns;
 pub mod fake;

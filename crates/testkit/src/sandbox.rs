@@ -8,8 +8,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::clock::OwnClock;
 use crate::leaks::{Kind, Scope, Snapshot, Thing, list};
 use crate::{Output, Run, Seed, tree, wait};
 
@@ -56,6 +57,7 @@ pub struct Sandbox {
     tools: Option<PathBuf>,
     small: bool,
     warm: bool,
+    clock: Option<OwnClock>,
 }
 
 impl Sandbox {
@@ -75,7 +77,17 @@ impl Sandbox {
         fs::write(root.join("run-of"), test_run()).expect("a file");
         let scope = Scope { markers: Scope::of(&root).markers, dirs: Vec::new() };
         let before = scope.snapshot();
-        Self { root, bin: bin_dir(), scope, before, via: Vec::new(), tools: None, small: false, warm: false }
+        Self {
+            root,
+            bin: bin_dir(),
+            scope,
+            before,
+            via: Vec::new(),
+            tools: None,
+            small: false,
+            warm: false,
+            clock: None,
+        }
     }
 
     /// One that has what the seed holds.
@@ -135,6 +147,28 @@ impl Sandbox {
     pub fn with_tools(mut self, dir: &Path) -> Self {
         self.tools = Some(dir.to_owned());
         self
+    }
+
+    /// Gives it a wall clock of its own, which [`Sandbox::step_clock`] sets: for every command, and so for its daemon. The
+    /// time that goes by is the host's.
+    #[must_use]
+    pub fn with_own_clock(mut self) -> Self {
+        self.clock = Some(OwnClock::new(self.work("clock")));
+        self
+    }
+
+    /// Sets its own clock this many seconds from the host's.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn step_clock(&self, seconds: i64) {
+        self.clock.as_ref().expect("a clock of its own").step(seconds);
+    }
+
+    /// The time by its clock, seconds since 1970.
+    pub(crate) fn time(&self) -> f64 {
+        let host = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
+        host + self.clock.as_ref().map_or(0.0, OwnClock::ahead)
     }
 
     /// Its directory.
@@ -215,6 +249,7 @@ impl Sandbox {
         .map(|(k, v)| (k.to_owned(), v))
         .into_iter()
         .chain(found)
+        .chain(self.clock.iter().flat_map(OwnClock::environment))
         .collect()
     }
 

@@ -34,7 +34,8 @@ impl Reading {
             i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
         };
         Self {
-            realtime: of(ClockId::Realtime),
+            // As guests are told it.
+            realtime: jiff::Timestamp::now().as_nanosecond(),
             monotonic: of(ClockId::Monotonic),
             boottime: of(ClockId::Boottime),
         }
