@@ -226,6 +226,7 @@ impl Agent {
             boot_id: boot_id().to_owned(),
             init: boot::init_kind(),
             uptime_ms: u64::try_from(uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000).unwrap_or_default(),
+            unix_ns: Some(clock_ns()),
         }))
     }
 }

@@ -193,6 +193,7 @@ impl Handler for Agent {
                 boot_id: "b".into(),
                 init: InitKind::Agent,
                 uptime_ms: 1,
+                unix_ns: None,
             }),
             _ => Reply::Done,
         };

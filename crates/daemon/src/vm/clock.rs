@@ -1,9 +1,12 @@
-//! The clock watch: after the host slept, or its wall clock was stepped, every guest that runs is told the time. Those
-//! that are paused are told when they go on. Must never touch a guest's clock for anything less than a step.
+//! Guests' clocks. A guest is told the time when it begins or goes on, and again if that was long under way; after the
+//! host slept, or its wall clock was stepped, every guest that runs is. Must never touch the clock of one that has the time.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use banger_channel::Session;
+use banger_model::Result;
+use banger_protocol::agent::{AgentHello, Request};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Vms;
@@ -14,6 +17,13 @@ use super::pause::set_clock;
 const TICK: Duration = Duration::from_secs(1);
 /// What differs by less is no step: reading the clocks takes time, too.
 const STEP_NS: i128 = 20_000_000;
+/// What was under way for no longer than this leaves a guest that has the time, as far as a user can tell.
+pub(super) const EXACT: Duration = Duration::from_millis(50);
+/// A guest that seems to be no more than this from the host's time when it answers is closer than that: the answer was
+/// under way, too. Telling it again costs a start some milliseconds.
+const CLOSE: Duration = Duration::from_millis(75);
+/// How often a guest on a busy host is told at most.
+const TRIES: u32 = 4;
 
 /// The host's clocks, read one after the other, nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +45,7 @@ impl Reading {
         };
         Self {
             // As guests are told it.
-            realtime: jiff::Timestamp::now().as_nanosecond(),
+            realtime: now().into(),
             monotonic: of(ClockId::Monotonic),
             boottime: of(ClockId::Boottime),
         }
@@ -52,6 +62,34 @@ impl Reading {
     }
 }
 
+/// The time of day as guests are told it, nanoseconds since 1970.
+pub(super) fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// Tells a guest the time, until it has it: it is late by as long as the word is under way, which cannot be longer than
+/// until the answer is there.
+pub(super) async fn tell(agent: &Session) -> Result<()> {
+    for _ in 0..TRIES {
+        let asked = Instant::now();
+        agent.call(&Request::SetTime { unix_ns: now() }).await?;
+        if asked.elapsed() <= EXACT {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Tells a guest the time once more that had none when it answered.
+pub(super) async fn correct(agent: &Session, hello: &AgentHello) -> Result<()> {
+    let off = hello.unix_ns.map_or(Duration::ZERO, |theirs| Duration::from_nanos(now().abs_diff(theirs)));
+    if off <= CLOSE {
+        return Ok(());
+    }
+    tracing::info!(off_ms = off.as_millis(), "a guest is told the time again");
+    tell(agent).await
+}
+
 impl Vms {
     /// Watches the host's clocks, for ever.
     pub(crate) async fn watch_clock(self: Arc<Self>) {
@@ -66,23 +104,27 @@ impl Vms {
         }
     }
 
-    /// Tells every guest that runs the time if the clocks have jumped between two readings; how many took it.
-    async fn follow_clock(&self, before: Reading, now: Reading) -> usize {
-        let Some(why) = now.jumped(before) else { return 0 };
+    /// Tells every guest that runs the time if the clocks have jumped between two readings.
+    async fn follow_clock(&self, before: Reading, now: Reading) {
+        let Some(why) = now.jumped(before) else { return };
         let all: Vec<Arc<Live>> = self.live_map().values().cloned().collect();
         tracing::info!(why, machines = all.len(), "guests are told the time");
         let told = all.iter().filter(|live| !live.is_paused()).map(|live| async move {
-            let name = &live.machine().handle().name;
-            set_clock(live).await.inspect_err(|error| {
-                tracing::warn!(vm = %name, %error, "the guest's clock may be wrong");
-            })
+            if let Err(error) = set_clock(live).await {
+                tracing::warn!(vm = %live.machine().handle().name, %error, "the guest's clock may be wrong");
+            }
         });
-        futures_util::future::join_all(told).await.iter().filter(|told| told.is_ok()).count()
+        futures_util::future::join_all(told).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use banger_channel::{GuestStream, Handler};
+    use banger_protocol::agent::{InitKind, Reply, VERSION};
+
     use super::*;
 
     const SECOND: i128 = 1_000_000_000;
@@ -111,6 +153,59 @@ mod tests {
             set.realtime += step * SECOND;
             assert_eq!(set.jumped(then), Some("the host's clock was set"));
         }
+    }
+
+    /// A guest that is late with its first answers.
+    #[derive(Clone, Default)]
+    struct Guest(Arc<Mutex<(u32, u32)>>);
+
+    impl Handler for Guest {
+        async fn handle(&self, request: Request, stream: GuestStream) {
+            assert!(
+                matches!(request, Request::SetTime { unix_ns } if now().abs_diff(unix_ns) < 1_000_000_000)
+            );
+            let slow = {
+                let mut of = self.0.lock().unwrap();
+                of.0 += 1;
+                of.1 = of.1.saturating_sub(1);
+                of.1 > 0
+            };
+            if slow {
+                tokio::time::sleep(EXACT * 2).await;
+            }
+            let _ = stream.reply(&Reply::Done).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_is_told_until_the_word_was_quick_and_one_that_has_the_time_is_not() {
+        let guest = Guest::default();
+        let (ours, theirs) = tokio::io::duplex(4096);
+        tokio::spawn(banger_channel::serve(theirs, guest.clone()));
+        let agent = Session::connect(ours, Default::default()).await.unwrap();
+        let told = |slow: u32| std::mem::replace(&mut *guest.0.lock().unwrap(), (0, slow)).0;
+        let hello = |off: i64| AgentHello {
+            version: VERSION,
+            agent: String::new(),
+            capabilities: Vec::new(),
+            kernel: String::new(),
+            boot_id: String::new(),
+            init: InitKind::Agent,
+            uptime_ms: 1,
+            unix_ns: Some(now() + off),
+        };
+        correct(&agent, &hello(0)).await.unwrap();
+        correct(&agent, &AgentHello { unix_ns: None, ..hello(0) }).await.unwrap();
+        assert_eq!(told(1), 0);
+        for off in [-3_600_000_000_000, 100_000_000] {
+            correct(&agent, &hello(off)).await.unwrap();
+            assert!(told(3) >= 1);
+        }
+        // Two words that were late, and the one that was not; a guest that is always late is left alone in the end.
+        tell(&agent).await.unwrap();
+        assert!((3..=TRIES).contains(&told(99)));
+        tell(&agent).await.unwrap();
+        assert_eq!(told(0), TRIES);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use banger_protocol::agent::{AgentHello, Identity, VERSION};
 use banger_vmm::{ExitInfo, ExitReason, Machine, console};
 
 use super::Vms;
+use super::clock;
 use super::handles::Handles;
 use super::pause::paused;
 use super::start::failed;
@@ -124,8 +125,8 @@ pub(crate) async fn greet(
 ) -> Result<(Session, AgentHello)> {
     let io = machine.connect_agent().await?;
     let session = Session::connect(io, random_bytes()).await?;
-    let unix_ns = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-    let agent = session.hello(unix_ns, random_bytes::<64>().to_vec(), identity).await?;
+    let agent = session.hello(clock::now(), random_bytes::<64>().to_vec(), identity).await?;
+    clock::correct(&session, &agent).await?;
     if agent.version != VERSION {
         tracing::info!(theirs = %agent.version, ours = %VERSION, agent = agent.agent, "an agent of another version");
     }

@@ -3,12 +3,13 @@
 //! its VM's lock.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use banger_channel::{ChannelError, Session};
 use banger_model::{Error, ErrorCode, Result, Vm, VmId, VmName, VmState};
-use banger_protocol::agent::{Reply, Request};
+use banger_protocol::agent::Request;
 
+use super::clock;
 use super::handles::Handles;
 use super::live::Live;
 use super::start::failed;
@@ -210,32 +211,33 @@ impl Vms {
 
 /// Lets a guest's processes stand still, all but its agent.
 pub(super) async fn freeze(live: &Live) -> Result<()> {
-    within(live, async |agent| Ok(agent.call(&Request::Freeze).await?)).await
+    within(live, async |agent| Ok(agent.call(&Request::Freeze).await.map(drop)?)).await
 }
 
 /// Sets a guest's wall clock, then lets its processes go on if they stood still.
 pub(super) async fn thaw(live: &Live) -> Result<()> {
-    within(live, async |agent| match agent.call(&Request::Thaw { unix_ns: now() }).await {
-        Err(ChannelError::TooOld { .. }) => Ok(agent.call(&Request::SetTime { unix_ns: now() }).await?),
-        thawed => Ok(thawed?),
+    within(live, async |agent| {
+        let asked = Instant::now();
+        match agent.call(&Request::Thaw { unix_ns: clock::now() }).await {
+            Ok(_) if asked.elapsed() <= clock::EXACT => Ok(()),
+            // What was under way for long is late.
+            Ok(_) | Err(ChannelError::TooOld { .. }) => clock::tell(&agent).await,
+            Err(error) => Err(error.into()),
+        }
     })
     .await
 }
 
 /// Sets a guest's wall clock to the host's.
 pub(super) async fn set_clock(live: &Live) -> Result<()> {
-    within(live, async |agent| Ok(agent.call(&Request::SetTime { unix_ns: now() }).await?)).await
-}
-
-fn now() -> i64 {
-    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+    within(live, async |agent| clock::tell(&agent).await).await
 }
 
 /// A request to the agent of a machine that may just have been halted.
-async fn within(live: &Live, ask: impl AsyncFnOnce(Session) -> Result<Reply>) -> Result<()> {
+async fn within(live: &Live, ask: impl AsyncFnOnce(Session) -> Result<()>) -> Result<()> {
     let asked = async { ask(live.agent_halted().await?).await };
     match tokio::time::timeout(LIMIT, asked).await {
-        Ok(answer) => answer.map(drop),
+        Ok(answer) => answer,
         Err(_) => {
             let name = &live.machine().handle().name;
             let message = format!("the agent in VM '{name}' did not answer within {} s", LIMIT.as_secs());

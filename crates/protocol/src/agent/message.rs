@@ -231,6 +231,10 @@ pub struct AgentHello {
     pub init: InitKind,
     /// Milliseconds since the guest kernel started.
     pub uptime_ms: u64,
+    /// The guest's time of day when it answered, nanoseconds since 1970: what the host told it, late by as long as its
+    /// words were under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unix_ns: Option<i64>,
 }
 
 /// Who is PID 1 in the guest.

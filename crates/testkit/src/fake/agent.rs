@@ -55,6 +55,7 @@ impl Handler for FakeAgent {
                     boot_id: self.vmm.handle.process.pid.to_string(),
                     init: InitKind::Agent,
                     uptime_ms: 1,
+                    unix_ns: None,
                 })
             }
             Request::Exec(spec) => {
