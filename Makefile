@@ -11,7 +11,9 @@ DESTDIR ?=
 # rustup puts cargo where a shell that was not logged in does not look.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 # Whose leftovers the suite's last test looks for.
+ifndef BANGER_TEST_RUN
 export BANGER_TEST_RUN := $(shell date +%s%N)
+endif
 
 CARGO ?= cargo
 TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -30,13 +32,19 @@ setup: ## install what is missing from Debian packages
 	@scripts/setup
 
 .PHONY: build
-build: ## all programs in target/banger
-	$(CARGO) build --locked --release -p banger-cli -p banger-daemon -p banger-network -p banger-vmm
-	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build --locked --profile agent --target $(AGENT_TARGET) -p banger-agent
+build: build-programs build-agent ## all programs in target/banger
 	@mkdir -p $(BIN)
 	@install -C -m 0755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd \
 		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/release/banger-cage \
 		$(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
+
+.PHONY: build-programs build-agent build-tests
+build-programs:
+	$(CARGO) build --locked --release -p banger-cli -p banger-daemon -p banger-network -p banger-vmm
+build-agent:
+	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build --locked --profile agent --target $(AGENT_TARGET) -p banger-agent
+build-tests:
+	$(CARGO) test --locked --workspace --no-run
 
 .PHONY: install
 install: build ## install below PREFIX (/usr/local), with DESTDIR before it
@@ -59,18 +67,42 @@ lint: ## format, clippy, dependencies, shell scripts
 		echo 'shellcheck'; shellcheck scripts/setup scripts/demo scripts/fuzz .ci/run; \
 	else echo 'skipped: shellcheck is not installed'; fi
 
-# The cheap checks first; the scenarios run the real binaries in real virtual machines.
+# As many targets at once as there are cores: a link, and a guest that boots, keep only one of them busy. Each is shown when it ends.
+JOBS ?= $(shell nproc)
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target
+
+# What compiles first; then it runs, to the end also where something fails.
 .PHONY: test
-test: setup lint build unit scenarios ## everything that CI checks
+test: setup ## everything that CI checks
+	@$(SIDE_BY_SIDE) lint build build-tests
+	@$(MAKE) --no-print-directory run-scenarios AND=unit
 
 .PHONY: unit
 unit: ## tests that need no virtual machine
 	$(CARGO) test --locked --workspace --exclude banger-testkit
 
 .PHONY: scenarios
-scenarios: build ## tests that run virtual machines
-	BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked -p banger-vmm --test conformance -- guest --nocapture
-	BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked --no-fail-fast -p banger-testkit
+scenarios: build run-scenarios ## tests that run virtual machines
+
+# The files of crates/testkit/tests, a program each. The longest first, so that none is left when the others are done; and alone
+# at the end the one that looks for what all of them have left.
+LONGEST := crash_matrix warm first_run systemd
+LAST := zz_nothing_left
+FILES := $(shell cd crates/testkit/tests && ls -d *.rs */main.rs | sed 's,/main.rs,,; s,\.rs$$,,')
+SCENARIOS := $(LONGEST) $(filter-out $(LONGEST) $(LAST),$(FILES)) conformance testkit
+
+.PHONY: run-scenarios
+run-scenarios:
+	@status=0; $(SIDE_BY_SIDE) --keep-going $(SCENARIOS:%=scenario-%) $(AND) || status=$$?; \
+	$(MAKE) --no-print-directory scenario-$(LAST) && exit $$status
+
+SCENARIO := BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked
+scenario-conformance:
+	$(SCENARIO) --workspace --test conformance -- guest --nocapture
+scenario-testkit:
+	$(SCENARIO) -p banger-testkit --lib --bins
+scenario-%:
+	$(SCENARIO) -p banger-testkit --test $*
 
 MINUTES ?= 10
 .PHONY: soak
