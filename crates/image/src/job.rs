@@ -116,10 +116,11 @@ impl Job {
             }
         }
         let status = self.end().ok_or_else(|| self.lost())?;
+        // First to the end of what it said, which is still being read when it has ended.
+        let tail = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
         for text in self.lines.iter().flat_map(mpsc::Receiver::try_iter) {
             line(&text);
         }
-        let tail = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
         Ok(Ended { status, tail: tail.into() })
     }
 
