@@ -77,12 +77,7 @@ test: setup ## everything that CI checks
 	@$(SIDE_BY_SIDE) lint build build-tests
 	@$(MAKE) --no-print-directory run-scenarios AND=unit
 
-# Thousands of small repositories are made and removed: twice as fast where that is in memory, if there is enough and programs may run there.
-SHM := $(shell d=/dev/shm; [[ -w $$d ]] && (($$(df --output=avail $$d | tail -1) > 2000000)) \
-	&& ! findmnt -no OPTIONS $$d | grep -q noexec && echo $$d)
-
 .PHONY: unit
-unit: export TMPDIR := $(or $(SHM),$(TMPDIR),/tmp)
 unit: ## tests that need no virtual machine
 	$(CARGO) test --locked --no-fail-fast --workspace --exclude banger-testkit
 

@@ -1,4 +1,5 @@
-//! The last of all (cargo runs the files of `tests/` in the order of their names): whatever any
+//! The last of all (cargo runs the files of `tests/` in the order of their names, and `make` this one alone when
+//! the others are done): whatever any
 //! scenario of this run has left on this machine, whose process is gone, is found here. What a run
 //! before it left, that was cut off in its middle, is said and not held against this one.
 

@@ -130,7 +130,7 @@ pub(crate) fn nothing() -> banger_vmm::Last<'static> {
 }
 
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it takes too long")
+    tokio::time::timeout(Duration::from_secs(80), what).await.expect("it takes too long")
 }
 
 pub(crate) async fn until(mut what: impl FnMut() -> bool) {

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::apply::wish;
 use crate::support::{
-    Guest, applied_to_index, at, commit, export, git, guest_tree, prepare, put, request, status, tree_id,
-    tree_of_files, try_git,
+    Guest, applied_to_index, at, commit, directory, export, git, guest_tree, prepare, put, request, status,
+    tree_id, tree_of_files, try_git,
 };
 use banger_model::{Error, ErrorCode};
 use banger_workspace::apply;
@@ -139,7 +139,7 @@ fn perform(dir: &Path, edit: &Edit) {
 }
 
 fn round_trip(before: &[Edit], dirty: &[Edit], guests: &[Edit], untracked: bool) {
-    let repo = tempfile::tempdir().unwrap();
+    let repo = directory();
     git(repo.path(), &["init", "-q"]);
     before.iter().for_each(|e| perform(repo.path(), e));
     commit(repo.path(), "base");
