@@ -155,7 +155,7 @@ impl Config {
     /// Reads the file that the environment names, or the usual one when it exists.
     ///
     /// # Errors
-    /// `invalid_argument` for a file that is named and absent, unreadable, or wrong in any key.
+    /// `invalid_argument` for a file that is unreadable, or wrong in any key.
     pub(crate) fn load(env: impl Fn(&str) -> Option<OsString>, host: Host) -> Result<Self> {
         let named = env("BANGER_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from);
         let usual = || {

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,7 @@ impl Dirs {
         for dir in [state.path(), runtime.path()] {
             make_private(dir, uid)?;
         }
+        apart(&state, &runtime)?;
         for dir in
             [state.vms(), state.images(), state.kernels(), state.templates(), state.scratch(), runtime.vms()]
         {
@@ -67,6 +69,11 @@ fn make_private(dir: &Path, uid: u32) -> Result<()> {
     };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     let meta = std::fs::symlink_metadata(dir).map_err(failed)?;
+    if meta.is_symlink() {
+        let leads = std::fs::canonicalize(dir).map_err(failed)?;
+        return Err(Error::unavailable(format!("{} is a symbolic link", dir.display()))
+            .with_hint(format!("name the directory itself: {}", leads.display())));
+    }
     if !meta.is_dir() {
         return Err(Error::unavailable(format!("{} is not a directory", dir.display())).with_hint(other));
     }
@@ -85,6 +92,16 @@ fn make_private(dir: &Path, uid: u32) -> Result<()> {
     Ok(())
 }
 
+/// Refuses one directory for both: each has a lock and a directory of VMs by the same names.
+fn apart(state: &StateDir, runtime: &RuntimeDir) -> Result<()> {
+    let identity = |dir: &Path| std::fs::metadata(dir).map(|meta| (meta.dev(), meta.ino())).ok();
+    if identity(state.path()) != identity(runtime.path()) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{} is both the state and the runtime directory", state.path().display()))
+        .with_hint("give BANGER_STATE_DIR and BANGER_RUNTIME_DIR a directory each"))
+}
+
 /// Held for the daemon's life: one daemon per runtime directory (its sockets) and per state
 /// directory (its records). The files stay when the daemon ends: removing a lock file would let
 /// two daemons hold "the" lock.
@@ -94,40 +111,78 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Takes both locks and writes our pid into them.
+    /// Takes both locks and writes into them whose they are.
     ///
     /// # Errors
-    /// `busy` when another daemon has one.
+    /// `busy` when another daemon serves at our sockets: whoever wants one may use that. `unavailable` when one with
+    /// other sockets has the state directory: waiting for it would not help.
     pub(crate) fn take(dirs: &Dirs) -> Result<Self> {
-        let runtime = lock_file(&dirs.runtime.lock(), dirs.runtime.path())?;
-        let state = lock_file(&dirs.state.lock(), dirs.state.path()).map_err(|e| {
-            e.with_hint("two daemons cannot share a state directory: set BANGER_RUNTIME_DIR to that daemon's")
-        })?;
-        Ok(Self { _files: [runtime, state] })
+        // A process that ends closes in the order of opening. The state's lock must be the first to go: who
+        // finds our sockets free must not find their records taken.
+        let (state_path, runtime_path) = (dirs.state.lock(), dirs.runtime.lock());
+        let state = open_lock(&state_path)?;
+        let runtime = open_lock(&runtime_path)?;
+        if let Some(owner) = lock(&runtime, &runtime_path)? {
+            let message =
+                format!("another daemon (pid {}) serves {}", owner.pid, dirs.runtime.path().display());
+            return Err(Error::new(ErrorCode::Busy, message));
+        }
+        if let Some(owner) = lock(&state, &state_path)? {
+            let message = format!(
+                "another daemon (pid {}) has the state directory {}",
+                owner.pid,
+                dirs.state.path().display()
+            );
+            let hint = match owner.runtime {
+                Some(its) => format!("to use that one, set BANGER_RUNTIME_DIR={its}"),
+                None => "set BANGER_RUNTIME_DIR to that daemon's".to_owned(),
+            };
+            return Err(Error::unavailable(message).with_hint(hint));
+        }
+        for (file, path) in [(&state, &state_path), (&runtime, &runtime_path)] {
+            sign(file, dirs.runtime.path()).map_err(|e| lock_failed(path, &e))?;
+        }
+        Ok(Self { _files: [state, runtime] })
     }
 }
 
-fn lock_file(path: &Path, of: &Path) -> Result<File> {
-    let failed = |e: std::io::Error| Error::unavailable(format!("the lock {}: {e}", path.display()));
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
+/// Whose a lock is.
+struct Owner {
+    pid: String,
+    /// Its runtime directory.
+    runtime: Option<String>,
+}
+
+fn lock_failed(path: &Path, error: &std::io::Error) -> Error {
+    Error::unavailable(format!("the lock {}: {error}", path.display()))
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(|e| lock_failed(path, &e))
+}
+
+/// Takes a lock, or says whose it is.
+fn lock(file: &File, path: &Path) -> Result<Option<Owner>> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(None),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let owner = std::fs::read_to_string(path).unwrap_or_default();
-            let message = format!("another daemon (pid {}) serves {}", owner.trim(), of.display());
-            return Err(Error::new(ErrorCode::Busy, message));
+            let text = std::fs::read(path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let (pid, runtime) = text.split_once('\n').unwrap_or((&text, ""));
+            let runtime = Some(runtime.trim_end_matches('\n').to_owned()).filter(|dir| !dir.is_empty());
+            Ok(Some(Owner { pid: pid.to_owned(), runtime }))
         }
-        Err(e) => return Err(failed(e.into())),
+        Err(e) => Err(lock_failed(path, &e.into())),
     }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
-    Ok(file)
+}
+
+/// Writes our pid and where our sockets are.
+fn sign(mut file: &File, runtime: &Path) -> std::io::Result<()> {
+    file.set_len(0)?;
+    let pid = format!("{}\n", std::process::id());
+    file.write_all(&[pid.as_bytes(), runtime.as_os_str().as_bytes(), b"\n"].concat())
 }
 
 /// Starts logging: JSON, a line an event, to `bangerd.log`; the last log is kept when it is large.
@@ -168,7 +223,10 @@ mod tests {
         assert!(make_private(&fresh, uid).is_err());
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/", &link).unwrap();
-        assert!(make_private(&link, uid).is_err());
+        assert_eq!(
+            make_private(&link, uid).unwrap_err().hint.as_deref(),
+            Some("name the directory itself: /")
+        );
     }
 
     #[test]
@@ -186,10 +244,14 @@ mod tests {
             }
         };
         let first = Lock::take(&dirs("s1", "r1")).unwrap();
-        for other in [dirs("s2", "r1"), dirs("s1", "r2")] {
-            assert_eq!(Lock::take(&other).unwrap_err().code, ErrorCode::Busy);
-        }
+        assert_eq!(Lock::take(&dirs("s2", "r1")).unwrap_err().code, ErrorCode::Busy);
+        let taken = Lock::take(&dirs("s1", "r2")).unwrap_err();
+        let its = dir.path().join("r1").display().to_string();
+        assert_eq!(taken.code, ErrorCode::Unavailable);
+        assert_eq!(taken.hint, Some(format!("to use that one, set BANGER_RUNTIME_DIR={its}")));
         drop(first);
         Lock::take(&dirs("s1", "r1")).unwrap();
+        let one = dirs("both", "both");
+        assert_eq!(apart(&one.state, &one.runtime).unwrap_err().code, ErrorCode::InvalidArgument);
     }
 }

@@ -66,7 +66,8 @@ pub fn runtime_dir_candidates(env: impl Fn(&str) -> Option<OsString>, uid: u32) 
 fn absolute(env: &impl Fn(&str) -> Option<OsString>, key: &str) -> Result<Option<PathBuf>> {
     match env(key).filter(|v| !v.is_empty()).map(PathBuf::from) {
         Some(path) if !path.is_absolute() => {
-            Err(Error::invalid(format!("{key} is not an absolute path: {}", path.display())))
+            Err(Error::invalid(format!("{key} is not an absolute path: {}", path.display()))
+                .with_hint(format!("write it from '/' on, such as {key}=\"$PWD/{}\"", path.display())))
         }
         other => Ok(other),
     }
