@@ -84,7 +84,7 @@ pub(super) fn arguments(
     put(&["-serial", "chardev:console"]);
     put(&["-chardev", &format!("socket,id=agent,fd={},server=on,wait=off", fds.agent)]);
     put(&["-device", "virtio-serial-device,max_ports=2"]);
-    put(&["-device", &format!("virtserialport,chardev=agent,name={AGENT_PORT}")]);
+    put(&["-device", &format!("virtserialport,id={PORT_ID},chardev=agent,name={AGENT_PORT}")]);
     put(&["-object", "rng-random,id=entropy,filename=/dev/urandom"]);
     put(&["-device", "virtio-rng-device,rng=entropy"]);
 
@@ -99,6 +99,9 @@ pub(super) fn arguments(
     }
     Ok(args)
 }
+
+/// What QEMU calls the agent's port when it says that the guest closed it.
+pub(super) const PORT_ID: &str = "port";
 
 /// The machine. `acpi=on`: stock kernels find virtio-mmio devices in the ACPI tables only.
 /// pit and pic stay on: without them a kernel that is not told its clock's rate hangs under TCG.

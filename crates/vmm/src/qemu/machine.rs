@@ -14,6 +14,7 @@ use banger_model::{Accel, DriverKind, VmName};
 use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 
+use super::agent_port::AgentPort;
 use super::arguments::{Descriptors, Memory, arguments};
 use super::capture;
 use super::clock::HostClock;
@@ -325,7 +326,7 @@ impl Machine for QemuMachine {
     async fn connect_agent(&self) -> Result<Box<dyn AgentIo>> {
         let path = &self.handle.agent_socket;
         let stream = sockets::connect(path).await.map_err(VmmError::socket("connect to", path))?;
-        Ok(Box::new(stream))
+        Ok(Box::new(AgentPort::over(stream, self.control.heard.closings())))
     }
 
     fn stalled(&self) -> bool {

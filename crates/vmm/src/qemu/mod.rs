@@ -1,6 +1,7 @@
 //! QEMU's microvm machine: finding the binary, its command line, its control protocol, and the
 //! machine behind them.
 
+mod agent_port;
 mod arguments;
 mod binary;
 mod capture;

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::arguments::PORT_ID;
 use crate::driver::ExitReason;
 
 /// The longest line we read, bytes; real ones are a few hundred.
@@ -47,6 +48,8 @@ pub(super) struct Heard {
     stalled: AtomicBool,
     /// How the last migration ended.
     migration: Mutex<Option<String>>,
+    /// How often the guest closed the agent's port.
+    closings: watch::Sender<u64>,
     /// Rings when any of these may have changed.
     news: watch::Sender<()>,
 }
@@ -57,6 +60,7 @@ impl Default for Heard {
             reason: Mutex::new(ExitReason::Unknown),
             stalled: AtomicBool::new(false),
             migration: Mutex::default(),
+            closings: watch::Sender::new(0),
             news: watch::Sender::new(()),
         }
     }
@@ -78,6 +82,11 @@ impl Heard {
         self.migration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Counts how often the guest closed the agent's port.
+    pub(super) fn closings(&self) -> watch::Receiver<u64> {
+        self.closings.subscribe()
+    }
+
     /// Takes in the answer to `query-status`: events from before this connection are not repeated.
     pub(super) fn status(&self, answer: &Value) {
         let status = answer.get("status").and_then(Value::as_str);
@@ -85,13 +94,19 @@ impl Heard {
     }
 
     /// Remembers what an event says about the machine's end (qapi/run-state.json: SHUTDOWN,
-    /// GUEST_PANICKED) or its halt (qapi/block-core.json: BLOCK_IO_ERROR). A panic is not
-    /// overwritten by the shutdown that follows it.
+    /// GUEST_PANICKED), its halt (qapi/block-core.json: BLOCK_IO_ERROR) or the agent's port
+    /// (qapi/char.json: VSERPORT_CHANGE). A panic is not overwritten by the shutdown that follows it.
     fn note(&self, event: &str, data: &Value) {
         let word = |key: &str| data.get(key).and_then(Value::as_str);
         let new = match (event, word("reason")) {
             ("BLOCK_IO_ERROR", _) if word("action") == Some("stop") => {
                 return self.stalled.store(true, Ordering::Relaxed);
+            }
+            ("VSERPORT_CHANGE", _) if word("id") == Some(PORT_ID) => {
+                if data.get("open").and_then(Value::as_bool) == Some(false) {
+                    self.closings.send_modify(|n| *n += 1);
+                }
+                return;
             }
             ("RESUME", _) => return self.stalled.store(false, Ordering::Relaxed),
             ("MIGRATION", _) => {
