@@ -54,7 +54,7 @@ impl From<ChannelError> for Error {
         match e {
             ChannelError::Guest { code, .. } => Self::new(code, message),
             ChannelError::Closed(_) | ChannelError::Desync => Self::new(ErrorCode::Unavailable, message)
-                .with_hint("banger vm logs NAME shows the guest's console"),
+                .with_hint("'banger ps -a' shows what became of the VM, 'banger logs VM --console' what its guest said"),
             ChannelError::TooManyStreams(_) => {
                 Self::new(ErrorCode::Busy, message).with_hint("try again when a command has ended")
             }

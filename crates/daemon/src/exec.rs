@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use banger_channel::{StreamEvent, StreamReceiver, StreamSender};
+use banger_channel::{ChannelError, StreamEvent, StreamReceiver, StreamSender};
 use banger_model::{Error, ErrorCode, Result, Vm};
 use banger_protocol::agent::frame::Lane;
 use banger_protocol::agent::{Control, ExecSpec, ExitStatus, Reply, Request, TermSize};
@@ -30,6 +30,8 @@ pub(crate) struct Exec {
     receiver: StreamReceiver,
     timeout: Option<Duration>,
     vm: String,
+    /// Whether the VM goes with its client.
+    ephemeral: bool,
 }
 
 /// Asks the agent to run a command. It begins in the workspace when there is one.
@@ -56,20 +58,21 @@ pub(crate) async fn open(op: &Op, vm: &Vm, live: &Live, request: ExecRequest) ->
     let agent = op.or_cancelled(live.agent_for(op)).await?;
     let (sender, receiver) = agent.open(&Request::Exec(spec)).await?;
     let timeout = request.timeout_ms.map(Duration::from_millis);
-    Ok(Exec { sender, receiver, timeout, vm: vm.name.to_string() })
+    Ok(Exec { sender, receiver, timeout, vm: vm.name.to_string(), ephemeral: vm.ephemeral })
 }
 
 impl Exec {
     /// Carries bytes until the command has ended or the client has gone. When the client goes
     /// first the stream is reset, and the agent ends the command.
     pub(crate) async fn join(self, op: &Op, io: impl AsyncRead + AsyncWrite + Send + Unpin) {
-        let Self { sender, mut receiver, timeout, vm } = self;
+        let Self { sender, mut receiver, timeout, vm, ephemeral } = self;
         let (reader, mut writer) = tokio::io::split(io);
         let ended = {
             let stdin = Stdin::default();
             let (queue, chunks) = mpsc::unbounded_channel();
             let (taken, credit) = mpsc::unbounded_channel();
-            let output = carry_output(&mut receiver, &mut writer, credit);
+            let lost = |error| lost(error, &vm, ephemeral);
+            let output = carry_output(&mut receiver, &mut writer, credit, lost);
             let input = carry_input(reader, &sender, &stdin, queue);
             let feed = feed_stdin(chunks, &sender, &stdin, taken);
             let overrun = async {
@@ -113,6 +116,21 @@ impl Exec {
     }
 }
 
+/// The stream broke under a command that ran.
+fn lost(error: ChannelError, vm: &str, ephemeral: bool) -> Error {
+    if !matches!(error, ChannelError::Closed(_) | ChannelError::Desync) {
+        return error.into();
+    }
+    let message = format!("VM '{vm}' or the agent in it went away while the command ran ({error})");
+    Error::unavailable(message).with_hint(if ephemeral {
+        "without '--rm' the VM is kept, and its log: 'banger logs VM --console'".to_owned()
+    } else {
+        format!(
+            "'banger vm show {vm}' shows what became of it, 'banger logs {vm} --console' what its guest said"
+        )
+    })
+}
+
 fn overran(vm: &str, limit: Duration) -> Error {
     Error::new(
         ErrorCode::Timeout,
@@ -140,6 +158,7 @@ async fn carry_output(
     receiver: &mut StreamReceiver,
     writer: &mut (impl AsyncWrite + Unpin),
     mut credit: mpsc::UnboundedReceiver<u32>,
+    lost: impl Fn(ChannelError) -> Error,
 ) -> Result<Option<ExitStatus>> {
     loop {
         let event = tokio::select! {
@@ -150,7 +169,7 @@ async fn carry_output(
                 }
                 continue;
             }
-            event = receiver.next() => event?,
+            event = receiver.next() => event.map_err(&lost)?,
         };
         let sent = match event {
             Some(StreamEvent::Data(Lane::Err, data)) => write_frame(writer, Kind::Stderr, &data).await,
