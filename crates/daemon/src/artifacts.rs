@@ -102,19 +102,28 @@ impl Artifacts {
         blocking(move || Ok(kernels.boot_files(&kernel, &agent)?)).await
     }
 
-    /// The image by that exact name, building it when it is the default distribution's and absent.
+    /// The name of the image that a reference means; the default distribution's also when it is absent.
     ///
     /// # Errors
-    /// `image_missing` with near names; whatever a build fails with.
+    /// `image_missing` with near names, `ambiguous`.
+    pub(crate) fn image_name(&self, reference: &ImageName) -> Result<ImageName> {
+        if reference.as_str() == DEBIAN {
+            return Ok(reference.clone());
+        }
+        let make = format!("or make it: 'banger image import {reference} DIR|TAR'");
+        let found =
+            self.image(reference.as_str()).map_err(|e| missing(e, "image", reference.as_str(), &make));
+        Ok(found?.name)
+    }
+
+    /// The image that a reference means, building it when it is the default distribution's and absent.
+    ///
+    /// # Errors
+    /// As [`Artifacts::image_name`]; whatever a build fails with.
     pub(crate) async fn ensure_image(&self, op: &Op, name: &ImageName) -> Result<Image> {
+        let name = &self.image_name(name)?;
         if let Some(found) = self.named(name)? {
             return Ok(found);
-        }
-        if name.as_str() != DEBIAN {
-            let error = self.image(name.as_str()).err();
-            let hint = error.and_then(|e| e.hint).unwrap_or_default();
-            return Err(Error::new(ErrorCode::ImageMissing, format!("there is no image '{name}'"))
-                .with_hint(format!("{hint}; or make it: 'banger image import {name} DIR|TAR'")));
         }
         let request = BuildImage {
             distro: DEBIAN.to_owned(),
@@ -226,19 +235,18 @@ impl Artifacts {
             .cloned()
     }
 
-    /// The kernel by that exact name, pulled when it is in the catalog and absent.
+    /// The kernel that a reference means, pulled when it is the name of one in the catalog and absent.
     ///
     /// # Errors
-    /// `image_missing` with near names; whatever a pull fails with.
+    /// `image_missing` with near names, `ambiguous`; whatever a pull fails with.
     pub(crate) async fn ensure_kernel(&self, op: &Op, name: &KernelName) -> Result<Kernel> {
         let is_it = |k: &Kernel| k.name == *name;
         if let Some(found) = self.kernels.list()?.into_iter().find(is_it) {
             return Ok(found);
         }
         if !KernelStore::available().iter().any(|entry| entry.name == name.as_str()) {
-            let hint = self.kernel(name.as_str()).err().and_then(|e| e.hint).unwrap_or_default();
-            return Err(Error::new(ErrorCode::ImageMissing, format!("there is no kernel '{name}'"))
-                .with_hint(format!("{hint}; 'banger kernel list --available' shows what can be pulled")));
+            let pull = "'banger kernel list --available' shows what can be pulled";
+            return self.kernel(name.as_str()).map_err(|e| missing(e, "kernel", name.as_str(), pull));
         }
         self.pull_kernel(op, PullKernel { name: name.clone(), force: false }).await
     }
@@ -375,6 +383,16 @@ fn absolute(path: &banger_model::ByteString) -> Result<PathBuf> {
     } else {
         Err(Error::invalid(format!("'{}' is not an absolute path", path.display())))
     }
+}
+
+/// A reference that means nothing, where something is needed to boot from; `or` says what else can be done.
+fn missing(error: Error, noun: &str, reference: &str, or: &str) -> Error {
+    if error.code != ErrorCode::NotFound {
+        return error;
+    }
+    let found = error.hint.unwrap_or_default();
+    let hint = if found.ends_with('?') { found } else { format!("{found}; {or}") };
+    Error::new(ErrorCode::ImageMissing, format!("there is no {noun} '{reference}'")).with_hint(hint)
 }
 
 fn taken(a_thing: &str, noun: &str, name: &str) -> Error {

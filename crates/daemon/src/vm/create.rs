@@ -34,7 +34,10 @@ impl Vms {
         if let Some(workspace) = &request.workspace {
             workspaces.preflight(workspace).await?;
         }
-        let image = request.image.clone().unwrap_or_else(|| self.config.image.value.clone());
+        let mut image = request.image.clone().unwrap_or_else(|| self.config.image.value.clone());
+        if template.is_none() {
+            image = self.artifacts.image_name(&image)?;
+        }
         let driver = request.driver.unwrap_or_else(|| self.config.driver_of(&image));
         let network = request.network.unwrap_or(self.config.network.value);
         let choice = self.choose(driver, request.accel, network).await?;
