@@ -107,16 +107,16 @@ impl MachineShape {
     /// `invalid_argument` naming the value and the limit.
     pub fn validate(&self) -> Result<()> {
         if !(1..=64).contains(&self.vcpu) {
-            return Err(Error::invalid(format!("{} vCPUs are not between 1 and 64", self.vcpu)));
+            return Err(Error::invalid(format!("{} vCPUs are not between 1 and 64", self.vcpu))
+                .with_hint("give another number with --vcpu"));
         }
         if !(64..=1 << 20).contains(&self.memory.0) {
-            return Err(Error::invalid(format!(
-                "{} of memory are not between 64 MiB and 1 TiB",
-                self.memory
-            )));
+            return Err(Error::invalid(format!("{} of memory is not between 64 MiB and 1 TiB", self.memory))
+                .with_hint("give another size with --memory, such as 512M"));
         }
         if !(64 << 20..=16 << 40).contains(&self.disk.0) {
-            return Err(Error::invalid(format!("a disk of {} is not between 64 MiB and 16 TiB", self.disk)));
+            return Err(Error::invalid(format!("a disk of {} is not between 64 MiB and 16 TiB", self.disk))
+                .with_hint("give another size with --disk-size, such as 8G"));
         }
         Ok(())
     }

@@ -33,7 +33,8 @@ pub(super) fn check_size(size: Bytes) -> Result<()> {
     if (64 << 20..=16 << 40).contains(&size.0) {
         return Ok(());
     }
-    Err(Error::invalid(format!("a work disk of {size} is not between 64 MiB and 16 TiB")))
+    Err(Error::invalid(format!("a work disk of {size} is not between 64 MiB and 16 TiB"))
+        .with_hint("give another size with --work-disk, such as 8G"))
 }
 
 /// Disks only grow.
