@@ -8,6 +8,7 @@ mod context;
 mod daemon_start;
 mod error;
 mod exec_stream;
+mod log_document;
 mod many;
 mod output;
 mod place;

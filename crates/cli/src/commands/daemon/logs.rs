@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::commands::completion;
 use crate::context::Context;
 use crate::error::{CliError, Result};
+use crate::log_document::LogDocument;
 use crate::place::Place;
 use crate::pump::OutputPump;
 
@@ -26,6 +27,8 @@ const OP_PREFIX: &str = "op-";
 const AGENT: &str = "banger-agent: ";
 
 /// Show the daemon's log: one JSON document a line
+///
+/// With --json it is an array of them; with -f besides, one a line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Go on as the log grows
@@ -45,13 +48,21 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<u8> {
     }
     let mut file = open(&path)?;
     let mut output = OutputPump::spawn();
+    let mut json = context.output.json.then(|| LogDocument::of_documents(args.follow));
     loop {
         let mut chunk = vec![0; CHUNK];
         let n = file.read(&mut chunk).map_err(|e| unreadable(&path, &e))?;
         chunk.truncate(n);
         if n > 0 {
+            let chunk = match &mut json {
+                Some(json) => json.feed(&chunk),
+                None => chunk,
+            };
             output.write(Bytes::from(chunk)).await.map_err(|e| CliError::stdout(&e))?;
         } else if !args.follow {
+            if let Some(json) = json {
+                output.write(json.finish().into()).await.map_err(|e| CliError::stdout(&e))?;
+            }
             output.finish().await.map_err(|e| CliError::stdout(&e))?;
             return Ok(0);
         } else {
@@ -71,6 +82,14 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<u8> {
 fn about(op: &str, state: &StateDir, context: &Context) -> Result<u8> {
     let log = state.log();
     let filter = Filter::new(op);
+    let mut json = context.output.json.then(|| LogDocument::of_documents(false));
+    let mut print = |line: &[u8]| {
+        let line = [line, b"\n"].concat();
+        match &mut json {
+            Some(json) => context.output.bytes(&json.feed(&line)),
+            None => context.output.bytes(&line),
+        }
+    };
     let mut found = 0;
     for path in [log.with_extension("log.1"), log.clone()] {
         let file = match File::open(&path) {
@@ -80,7 +99,7 @@ fn about(op: &str, state: &StateDir, context: &Context) -> Result<u8> {
         for line in io::BufReader::new(file).split(b'\n') {
             let line = line.map_err(|e| unreadable(&path, &e))?;
             if filter.takes(&line) {
-                context.output.bytes(&[&line[..], b"\n"].concat())?;
+                print(&line)?;
                 found += 1;
             }
         }
@@ -88,7 +107,7 @@ fn about(op: &str, state: &StateDir, context: &Context) -> Result<u8> {
     for (vm, line) in filter.consoles(state) {
         // What a guest says is quoted: it cannot be taken for a line of the daemon's.
         let line = serde_json::json!({ "vm_id": vm, "console": line });
-        context.output.line(&line.to_string())?;
+        print(line.to_string().as_bytes())?;
         found += 1;
     }
     if found == 0 {
@@ -98,6 +117,9 @@ fn about(op: &str, state: &StateDir, context: &Context) -> Result<u8> {
                 "ids are in errors and in 'banger operation list -a'; old lines are dropped in the end",
             )
             .into());
+    }
+    if let Some(json) = json {
+        context.output.bytes(&json.finish())?;
     }
     Ok(0)
 }
