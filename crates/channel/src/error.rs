@@ -43,6 +43,14 @@ pub enum ChannelError {
         /// The agent's build version.
         agent: String,
     },
+    /// A request that does not fit in a frame.
+    #[error("a request to the guest has {size} bytes, more than {max}")]
+    TooLong {
+        /// Its bytes.
+        size: usize,
+        /// The most that there may be.
+        max: usize,
+    },
     /// No more streams fit in this session.
     #[error("the agent channel already carries {0} streams")]
     TooManyStreams(usize),
@@ -62,6 +70,7 @@ impl From<ChannelError> for Error {
                 Self::new(ErrorCode::Unsupported, message)
                     .with_hint("'banger vm restart NAME' boots it with this banger's agent")
             }
+            ChannelError::TooLong { .. } => Self::invalid(message),
             ChannelError::Reset => Self::new(ErrorCode::Cancelled, message),
             ChannelError::Ended | ChannelError::Violation(_) | ChannelError::Malformed(_) => {
                 Self::new(ErrorCode::GuestFailed, message)

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{self, Poll};
 
 use banger_model::{ErrorCode, OpId};
-use banger_protocol::agent::frame::{ACK_MAGIC, Kind, Lane, Nonce, flush_and_sync, token};
+use banger_protocol::agent::frame::{ACK_MAGIC, Kind, Lane, MAX_PAYLOAD, Nonce, flush_and_sync, token};
 use banger_protocol::agent::{
     AgentHello, Context, Control, ExitStatus, HostHello, Identity, Reply, Request, VERSION, decode, encode,
     encode_opening,
@@ -101,19 +101,23 @@ impl Session {
         let mux = Arc::new(Mux::default());
         let (over_tx, over) = watch::channel(None);
         let over_tx = Arc::new(over_tx);
+        // When one direction ends the other must let go, too: QEMU takes no new connection while this one is open.
         let writer = tokio::spawn({
-            let (mux, over) = (Arc::clone(&mux), Arc::clone(&over_tx));
+            let (mux, over_tx, mut over) = (Arc::clone(&mux), Arc::clone(&over_tx), over.clone());
             async move {
-                if let Err(e) = mux.write_all(to).await {
-                    end(&mux, &over, &closed(&e));
+                tokio::select! {
+                    Err(e) = mux.write_all(to) => end(&mux, &over_tx, &closed(&e)),
+                    _ = over.wait_for(Option::is_some) => {}
                 }
             }
         });
         let reader = tokio::spawn({
-            let mux = Arc::clone(&mux);
+            let (mux, mut over) = (Arc::clone(&mux), over.clone());
             async move {
-                let why = read_all(&mux, from, frames).await;
-                end(&mux, &over_tx, &why);
+                tokio::select! {
+                    why = read_all(&mux, from, frames) => end(&mux, &over_tx, &why),
+                    _ = over.wait_for(Option::is_some) => {}
+                }
             }
         });
         let tasks = [writer.abort_handle(), reader.abort_handle()];
@@ -180,8 +184,8 @@ impl Session {
     pub async fn open(&self, req: &Request) -> Result<(StreamSender, StreamReceiver), ChannelError> {
         self.knows(req)?;
         let request = encode_opening(req, self.context.as_ref()).map_err(ChannelError::Malformed)?;
-        if request.len() > banger_protocol::agent::frame::MAX_PAYLOAD {
-            return Err(ChannelError::Malformed(format!("the request has {} bytes", request.len())));
+        if request.len() > MAX_PAYLOAD {
+            return Err(ChannelError::TooLong { size: request.len(), max: MAX_PAYLOAD });
         }
         let mux = &self.shared.mux;
         if mux.len() >= MAX_STREAMS {

@@ -287,6 +287,19 @@ fn the_end_of_the_byte_stream_ends_everything() {
 }
 
 /// The guest's end by hand, after the handshake.
+#[test]
+fn a_session_that_is_over_lets_go_of_the_byte_stream() {
+    within(async {
+        let (session, mut guest) = by_hand().await;
+        guest.write_all(&[0x5a; HEADER_LEN]).await.unwrap();
+        session.closed().await;
+        // The session itself is still there.
+        let mut rest = Vec::new();
+        guest.read_to_end(&mut rest).await.unwrap();
+        assert!(session.is_closed());
+    });
+}
+
 async fn by_hand() -> (Session, DuplexStream) {
     let (host, mut guest) = duplex(1 << 20);
     let greet = async {

@@ -56,7 +56,16 @@ pub(crate) async fn open(op: &Op, vm: &Vm, live: &Live, request: ExecRequest) ->
         op_id: op.id().to_string(),
     };
     let agent = op.or_cancelled(live.agent_for(op)).await?;
-    let (sender, receiver) = agent.open(&Request::Exec(spec)).await?;
+    let (sender, receiver) = agent.open(&Request::Exec(spec)).await.map_err(|error| match error {
+        ChannelError::TooLong { size, max } => Error::invalid(format!(
+            "the command, its arguments and its environment have {size} bytes, more than {max}"
+        ))
+        .with_hint(format!(
+            "pass a script or a list through stdin: 'banger exec -i {} -- sh <FILE'",
+            vm.name
+        )),
+        other => other.into(),
+    })?;
     let timeout = request.timeout_ms.map(Duration::from_millis);
     Ok(Exec { sender, receiver, timeout, vm: vm.name.to_string(), ephemeral: vm.ephemeral })
 }

@@ -86,6 +86,14 @@ fn the_daemon_starts_by_itself_is_one_and_describes_itself() {
         assert!(api["paths"].get(path).is_some(), "{path} is not described");
     }
 
+    // Who asks with other sockets learns at once which daemon it is.
+    let elsewhere = sandbox.banger(["ps"]).env("BANGER_RUNTIME_DIR", sandbox.work("elsewhere"));
+    let sockets = format!("BANGER_RUNTIME_DIR={}", sandbox.runtime().display());
+    elsewhere.go().ends_with(1).says(&["another daemon", &sockets]).done();
+    let both = sandbox.work("both");
+    let both = sandbox.banger(["ps"]).env("BANGER_RUNTIME_DIR", &both).env("BANGER_STATE_DIR", &both);
+    both.go().ends_with(1).says(&["both the state and the runtime", "hint:"]).done();
+
     let version = sandbox.banger(["version", "--json"]).go().ok().json();
     has(&version, &["version"]);
     for shell in ["bash", "zsh", "fish"] {
@@ -187,8 +195,15 @@ fn json_of_a_vm_has_every_field_and_progress_never_reaches_stdout() {
     for reference in [id, &id[..5], "shown", "sho"] {
         sandbox.banger(["vm", "show", reference]).go().ok().done();
     }
-    let no_start = ["vm", "create", "--no-start", "--image", "bare", "--name", "shown-two"];
+    let no_start =
+        ["vm", "create", "--no-start", "--image", "bar", "--kernel", "debian", "--name", "shown-two"];
     sandbox.banger(no_start).go().ok().done();
+    let two = sandbox.existing("shown-two").show();
+    assert_eq!((&two["image"], &two["kernel"]), (&"bare".into(), &"debian-cloud".into()));
+    let logs = sandbox.banger(["logs", "shown", "--console", "--json"]).go().ok().json();
+    assert_eq!((&logs["source"], logs["lines"].is_array()), (&"console".into(), true));
+    let daemon = sandbox.banger(["daemon", "logs", "--json"]).go().ok().json();
+    has(&daemon[0], &["timestamp", "level"]);
     let many = sandbox.banger(["vm", "show", "sho", "--json"]).go().ends_with(1);
     assert_eq!(many.json_error()["code"], "ambiguous");
     many.says(&["shown-two"]).done();

@@ -177,6 +177,8 @@ fn arguments_environment_and_directory_arrive_as_given() {
         .go()
         .ok();
     assert_eq!(passed.text(), "yes");
+    let long = "x".repeat(100_000);
+    vm.exec(["true", &long]).go().ends_with(125).says(&["more than 65536", "stdin"]).done();
     assert_eq!(vm.exec_with(&["--workdir", "/bin"], ["pwd"]).go().ok().text(), "/bin");
     assert_eq!(vm.exec_with(&["--user", "1234"], ["id", "-u"]).go().ok().text(), "1234");
     let base = vm.exec(["env"]).go().ok();

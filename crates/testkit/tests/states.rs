@@ -50,6 +50,10 @@ fn what_a_guest_does_to_itself_is_told_as_what_it_is() {
     vm.sh("echo kept >/kept; sync").go().ok().done();
     let boot_id = || vm.exec(["cat", "/proc/sys/kernel/random/boot_id"]).go();
 
+    // Its agent is killed: who waits for a command is told, and the agent that comes up instead is found.
+    vm.sh("kill -KILL $PPID; sleep 60").go().ends_with(125).says(&["'moody'", "went away", "hint:"]).done();
+    assert_eq!(vm.exec(["cat", "/kept"]).go().ok().text(), "kept");
+
     // It powers itself off: that is no error.
     vm.sh("kill -USR2 1; sleep 30").go().done();
     let shown = becomes(&vm, "stopped");

@@ -48,7 +48,9 @@ pub(super) struct Heard {
     stalled: AtomicBool,
     /// How the last migration ended.
     migration: Mutex<Option<String>>,
-    /// How often the guest closed the agent's port.
+    /// Whether the guest has the agent's port open, as far as it was said.
+    port_open: Mutex<Option<bool>>,
+    /// How often the guest closed it.
     closings: watch::Sender<u64>,
     /// Rings when any of these may have changed.
     news: watch::Sender<()>,
@@ -60,6 +62,7 @@ impl Default for Heard {
             reason: Mutex::new(ExitReason::Unknown),
             stalled: AtomicBool::new(false),
             migration: Mutex::default(),
+            port_open: Mutex::default(),
             closings: watch::Sender::new(0),
             news: watch::Sender::new(()),
         }
@@ -93,6 +96,16 @@ impl Heard {
         self.stalled.store(status == Some("io-error"), Ordering::Relaxed);
     }
 
+    /// The guest opened or closed the agent's port. Of what it does within a second only the last is told
+    /// (`monitor_qapi_event_conf`): one that is opened twice was closed between.
+    fn port(&self, open: bool) {
+        let mut was = self.port_open.lock().unwrap_or_else(PoisonError::into_inner);
+        if !open || *was == Some(true) {
+            self.closings.send_modify(|n| *n += 1);
+        }
+        *was = Some(open);
+    }
+
     /// Remembers what an event says about the machine's end (qapi/run-state.json: SHUTDOWN,
     /// GUEST_PANICKED), its halt (qapi/block-core.json: BLOCK_IO_ERROR) or the agent's port
     /// (qapi/char.json: VSERPORT_CHANGE). A panic is not overwritten by the shutdown that follows it.
@@ -103,10 +116,7 @@ impl Heard {
                 return self.stalled.store(true, Ordering::Relaxed);
             }
             ("VSERPORT_CHANGE", _) if word("id") == Some(PORT_ID) => {
-                if data.get("open").and_then(Value::as_bool) == Some(false) {
-                    self.closings.send_modify(|n| *n += 1);
-                }
-                return;
+                return self.port(data.get("open").and_then(Value::as_bool) == Some(true));
             }
             ("RESUME", _) => return self.stalled.store(false, Ordering::Relaxed),
             ("MIGRATION", _) => {
@@ -362,6 +372,22 @@ mod tests {
             let got: Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
             assert_eq!(got["execute"], json!(expected));
             writer.write_all(answer.replace("ID", &got["id"].to_string()).as_bytes()).await.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_opened_twice_was_closed_between() {
+        let heard = Heard::default();
+        let said = |id: &str, open: bool| heard.note("VSERPORT_CHANGE", &json!({ "id": id, "open": open }));
+        for (id, open, closings) in [
+            (PORT_ID, true, 0),
+            ("another", false, 0),
+            (PORT_ID, false, 1),
+            (PORT_ID, true, 1),
+            (PORT_ID, true, 2),
+        ] {
+            said(id, open);
+            assert_eq!(*heard.closings().borrow(), closings, "{id} {open}");
         }
     }
 
