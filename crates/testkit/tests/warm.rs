@@ -52,6 +52,8 @@ fn clones_of_one_template_are_machines_of_their_own() {
             set.insert(line.to_owned());
         }
         assert_eq!(told.lines().nth(2), told.lines().nth(3), "{told}");
+        // Its link is up, and it knows nobody there: what the template's guest heard is nothing to it.
+        assert_eq!(vm.says("cat /sys/class/net/eth0/carrier; tail -n +2 /proc/net/arp"), "1");
         vm.says("dd if=/dev/urandom of=/root/written bs=64k count=16 2>/dev/null; mkdir /root/d; echo x >/root/d/x",
         );
     }
@@ -114,6 +116,43 @@ impl TlsServer {
     }
 }
 
+/// Lets a VM open a connection to a port of the host's, and one to itself, that stay open: nobody says anything.
+fn connects(vm: &Vm<'_>, port: u16) {
+    let script = format!(
+        "cat >/root/connect.pl <<'END'
+use IO::Socket::INET;
+my $server = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1', LocalPort => {OWN}) or die;
+my $own = IO::Socket::INET->new('127.0.0.1:{OWN}') or die;
+my $accepted = $server->accept or die;
+my $foreign = IO::Socket::INET->new('10.0.2.2:{port}') or die;
+<$foreign>;
+open my $said, '>', '/dev/shm/foreign-ended';
+close $said;
+<$own>;
+END
+perl /root/connect.pl </dev/null >/dev/null 2>&1 &"
+    );
+    vm.says(&script);
+    wait::must("both are connected", SOON, || connections(vm, port) == [1, 1]);
+}
+
+/// A port in a guest.
+const OWN: u16 = 4433;
+
+/// How many established connections lead to a port of the host's, and to one of the VM's own.
+fn connections(vm: &Vm<'_>, port: u16) -> [usize; 2] {
+    let table = vm.says("cat /proc/net/tcp");
+    let to = |address: &str, port: u16| {
+        let there = format!("{address}:{port:04X}");
+        let of = |line: &&str| {
+            let mut words = line.split_whitespace().skip(2);
+            words.next() == Some(&there) && words.next() == Some("01")
+        };
+        table.lines().filter(of).count()
+    };
+    [to("0202000A", port), to("0100007F", OWN)]
+}
+
 impl Drop for TlsServer {
     fn drop(&mut self) {
         let _ = self.server.kill();
@@ -152,7 +191,18 @@ fn clones_of_a_whole_system_are_machines_of_their_own() {
     for (what, set) in seen.iter().enumerate() {
         assert_eq!(set.len(), clones.len(), "line {what}: {set:?}");
     }
-    for vm in clones {
+    // A copy's network knows nothing of its parent's connections: they end at once there, and only those.
+    let parent = &clones[0];
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    connects(parent, port);
+    sandbox.banger(["vm", "fork", &parent.name, "--name", "copy"]).within(SOON).go().ok().done();
+    let copy = sandbox.existing("copy");
+    wait::must("what leads out of the copy ends", SOON, || connections(&copy, port) == [0, 1]);
+    copy.says("until test -e /dev/shm/foreign-ended; do sleep 0.1; done");
+    tls.is_trusted_by(&copy);
+    assert_eq!(connections(parent, port), [1, 1]);
+    for vm in clones.into_iter().chain([copy]) {
         vm.is_sound();
         vm.delete();
     }

@@ -9,6 +9,7 @@ use banger_protocol::agent::{InitKind, NetworkConfig, ShutdownMode};
 use banger_protocol::boot;
 
 mod cmdline;
+mod connections;
 mod console;
 mod disks;
 mod error;
@@ -273,12 +274,15 @@ pub fn configure_network(config: &NetworkConfig) -> Result<(), BootError> {
     network::configure(config)
 }
 
-/// Lets the network device make its IPv6 address anew, from the MAC address that it has by now.
+/// Ends the connections that a copy has of another machine's, and lets the network device make its IPv6 address anew, from
+/// the MAC address that it has by now.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn renew_ipv6() -> Result<(), BootError> {
-    network::renew_ipv6()
+pub fn renew_network() -> Result<(), BootError> {
+    let ended = connections::end_foreign();
+    network::renew_ipv6()?;
+    ended.map(drop)
 }
 
 /// Flushes all file systems. Blocks.

@@ -1,10 +1,10 @@
-//! The few rtnetlink(7) requests that bring one interface up. Must never trust lengths that it did not check.
+//! Asking the kernel by netlink(7), and the few rtnetlink(7) requests that bring one interface up. Must never trust lengths that it did not check.
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 // linux/rtnetlink.h, linux/netlink.h, linux/if_link.h, linux/if_addr.h
 const RTM_NEWLINK: u16 = 16;
@@ -40,19 +40,31 @@ const RTNH_F_ONLINK: u32 = 4;
 const AF_INET: u8 = 2;
 const HEADER: usize = 16;
 
-/// A socket that asks the kernel's routing side.
+/// A socket that asks one side of the kernel.
 pub(super) struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// Opens one.
+    /// Opens one to the routing side.
     pub(super) fn open() -> io::Result<Self> {
         // Protocol 0 is NETLINK_ROUTE.
+        Self::open_to(None)
+    }
+
+    /// Opens one to another side.
+    pub(super) fn open_to(side: Option<Protocol>) -> io::Result<Self> {
         Ok(Self(rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            None,
+            side,
         )?))
+    }
+
+    /// One request with nothing to say but this.
+    pub(super) fn request(&self, kind: u16, what: &[u8]) -> io::Result<()> {
+        let mut message = Message::new(kind, 0);
+        message.put(what);
+        self.ask(message)
     }
 
     /// Sets an interface up, with this MTU if given.
@@ -131,16 +143,14 @@ impl Netlink {
 
     /// Asks for something to be gone. With the one that it belongs to it may be gone already.
     fn take(&self, kind: u16, what: &[u8]) -> io::Result<()> {
-        let mut message = Message::new(kind, 0);
-        message.put(what);
-        match self.ask(message) {
+        match self.request(kind, what) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EADDRNOTAVAIL)) => Ok(()),
             outcome => outcome,
         }
     }
 
     /// All that the kernel has of a kind, each without its header.
-    fn dump(&self, kind: u16, family: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    pub(super) fn dump(&self, kind: u16, family: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut message = Message::new(kind, NLM_F_DUMP);
         message.put(family);
         rustix::net::send(&self.0, &message.finish(), SendFlags::empty())?;

@@ -99,7 +99,7 @@ impl Remaining {
             machine_id::rename_journal(root, old, id);
         }
         if self.identity.network.is_some()
-            && let Err(error) = boot::renew_ipv6()
+            && let Err(error) = boot::renew_network()
         {
             log(&error.to_string());
         }
