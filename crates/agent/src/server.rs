@@ -263,11 +263,14 @@ impl Agent {
     /// For the host of a guest that was restored from a copy.
     async fn become_another(&self, host: HostHello, identity: Identity) -> Result<(), Error> {
         let received = Instant::now();
-        let mut remaining = None;
+        let (mut remaining, rehearsal) = (None, identity.rehearsal);
         let first = || {
             remaining = Some(restored::take_on(&host, identity, received)?);
             Ok(())
         };
+        if rehearsal {
+            return self.standstill.rehearse(first).await;
+        }
         self.standstill.go_on(groups::of_guest(), Onward::Copy, first).await?;
         if let Some(remaining) = remaining {
             // It may take long, and the next host is not to wait for it.

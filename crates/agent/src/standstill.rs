@@ -1,6 +1,7 @@
 //! Whether the guest stands still. Owns the order between commands that begin and a freeze, and what becomes of commands
 //! whose host is gone meanwhile. Must never let a command begin in a standstill: the agent would wait for it for ever.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ struct Now {
     still: bool,
     /// How often this memory went on as a copy.
     life: u64,
+    /// It is a copy that practises for whoever will use it: commands begin beside the agent.
+    rehearses: bool,
 }
 
 impl Standstill {
@@ -118,9 +121,27 @@ impl Standstill {
         *held = None;
         self.0.now.send_modify(|now| {
             now.still = false;
+            now.rehearses = false;
             now.life += u64::from(how == Onward::Copy);
         });
         thawed
+    }
+
+    /// Does `first` and lets commands begin beside the agent, while everything else stands still until it goes on.
+    ///
+    /// # Errors
+    /// Those of `first`; `invalid_argument` when nothing stands still.
+    pub(crate) async fn rehearse(
+        &self,
+        first: impl FnOnce() -> Result<(), Error> + Send,
+    ) -> Result<(), Error> {
+        let held = self.0.held.lock().await;
+        if held.is_none() {
+            return Err(Error::new(ErrorCode::InvalidArgument, "a guest that runs has nothing to rehearse"));
+        }
+        first()?;
+        self.0.now.send_modify(|now| now.rehearses = true);
+        Ok(())
     }
 
     /// Whether it stands still.
@@ -128,14 +149,28 @@ impl Standstill {
         self.0.now.borrow().still
     }
 
-    /// Waits until processes may be started, and keeps a standstill away while the guard lives.
-    pub(crate) async fn moving(&self) -> OwnedRwLockReadGuard<()> {
-        self.0.gate.clone().read_owned().await
+    /// Waits until processes may be started.
+    pub(crate) async fn leave(&self) -> Leave {
+        if self.0.now.borrow().rehearses {
+            return Leave(None);
+        }
+        Leave(Some(self.0.gate.clone().read_owned().await))
     }
 
     /// For a command that begins now.
     pub(crate) fn life(&self) -> Life {
         Life { now: self.0.now.subscribe(), begun: self.0.now.borrow().life }
+    }
+}
+
+/// Leave to start a process. While it lives no standstill begins.
+#[derive(Debug)]
+pub(crate) struct Leave(Option<OwnedRwLockReadGuard<()>>);
+
+impl Leave {
+    /// The control group that the process begins in: one that moves.
+    pub(crate) fn group(&self, groups: &'static Groups) -> Option<BorrowedFd<'static>> {
+        if self.0.is_some() { groups.commands() } else { groups.server() }
     }
 }
 

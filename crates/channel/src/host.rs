@@ -155,7 +155,8 @@ impl Session {
                 if needs_identity && !agent.capabilities.iter().any(|name| name == "freeze") {
                     return Err(ChannelError::TooOld { request: "identity", agent: agent.agent });
                 }
-                Ok(self.shared.agent.get_or_init(|| agent).clone())
+                self.shared.agent.get_or_init(|| agent.clone());
+                Ok(agent)
             }
             Ok(Reply::Hello(agent)) => Err(apart(agent.version.to_string())),
             Ok(_) => Err(ChannelError::Violation("a hello was answered with something else")),

@@ -265,7 +265,8 @@ fn an_agent_is_asked_for_nothing_that_it_did_not_announce() {
 #[test]
 fn a_restored_guest_whose_agent_took_no_notice_of_its_identity_is_refused() {
     within(async {
-        let identity = Identity { hostname: "calm-otter".into(), machine_id: None, network: None };
+        let identity =
+            Identity { hostname: "calm-otter".into(), machine_id: None, network: None, rehearsal: false };
         for (knows, fine) in [(&["hello", "exec"][..], false), (Request::NAMES, true)] {
             let agent = Agent::new(VERSION.major, 1, knows);
             let (host, guest) = duplex(1 << 16);

@@ -43,9 +43,6 @@ pub struct MachineSpec {
     pub verbose_console: bool,
     /// Start nothing in the guest but the agent: for getting files out of one that cannot boot.
     pub rescue: bool,
-    /// Of a restore: leave the vCPUs halted, for a machine that waits to be used ([`Machine::resume`]).
-    /// A launch boots whatever this says.
-    pub paused: bool,
 }
 
 /// What a disk is for; also its virtio serial, by which the guest finds it.
@@ -146,9 +143,8 @@ pub trait Driver: Send + Sync + Debug {
 
     /// Starts a machine that goes on where a snapshotted one was, with the same layout but a
     /// directory, an identity and disks of its own (the disks as they were at that moment). As with
-    /// [`Driver::launch`], the guest runs when this returns unless it is to be
-    /// [`MachineSpec::paused`], and a failure leaves nothing. The files of the snapshot are only read,
-    /// but they must stay, at this path, for as long as the machine lives; links to them do.
+    /// [`Driver::launch`], the guest runs when this returns, and a failure leaves nothing. The files of
+    /// the snapshot are only read, but they must stay, at this path, for as long as the machine lives; links to them do.
     ///
     /// # Errors
     /// `unsupported` when the snapshot is of another VMM, version or layout: then boot cold.

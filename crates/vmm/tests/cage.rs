@@ -155,7 +155,6 @@ fn spec(dir: &Path) -> MachineSpec {
         log_dir: dir.join("vm"),
         verbose_console: false,
         rescue: false,
-        paused: false,
     }
 }
 

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::account::{self, Account};
 use super::spawn::{Child, Failure, Plan, spawn};
+use crate::standstill::Leave;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -72,22 +73,27 @@ impl Command {
     ///
     /// # Errors
     /// How the command ended without having begun.
-    pub(super) fn start(&mut self, stdio: [BorrowedFd<'_>; 3], terminal: bool) -> Result<Child, ExitStatus> {
-        match self.spawn(stdio, terminal) {
+    pub(super) fn start(
+        &mut self,
+        stdio: [BorrowedFd<'_>; 3],
+        terminal: bool,
+        leave: &Leave,
+    ) -> Result<Child, ExitStatus> {
+        match self.spawn(stdio, terminal, leave) {
             // A script without its first line: shells run it themselves.
             Err(Failure::Exec(Errno::NOEXEC, i)) if self.is_text(i) => {
                 let script = self.candidates.swap_remove(i);
                 let rest = self.argv.drain(..).skip(1);
                 self.argv = [c"sh".to_owned(), script].into_iter().chain(rest).collect();
                 self.candidates = vec![c"/bin/sh".to_owned()];
-                self.spawn(stdio, terminal)
+                self.spawn(stdio, terminal, leave)
             }
             outcome => outcome,
         }
         .map_err(|failure| self.explain(failure))
     }
 
-    fn spawn(&self, stdio: [BorrowedFd<'_>; 3], terminal: bool) -> Result<Child, Failure> {
+    fn spawn(&self, stdio: [BorrowedFd<'_>; 3], terminal: bool, leave: &Leave) -> Result<Child, Failure> {
         let account = &self.account;
         let identity = rustix::process::geteuid().is_root().then_some((
             account.uid,
@@ -102,7 +108,7 @@ impl Command {
             stdio,
             terminal,
             identity,
-            group: crate::groups::of_guest().and_then(crate::groups::Groups::commands),
+            group: crate::groups::of_guest().and_then(|groups| leave.group(groups)),
         })
     }
 

@@ -26,7 +26,7 @@ use command::Command;
 use spawn::{Child, signal_group};
 use stdio::{Ends, Terminal};
 
-use crate::standstill::{Life, Standstill};
+use crate::standstill::{Leave, Life, Standstill};
 
 /// After the command's end its descendants may hold its streams; their silence this long ends the request.
 const QUIET: Duration = Duration::from_millis(50);
@@ -43,17 +43,17 @@ const LARGEST_READ: usize = 64 * 1024;
 /// Runs a command for the host and tells it the outcome.
 pub(crate) async fn run(spec: &ExecSpec, stream: &GuestStream, standstill: &Standstill) {
     // First who is gone: in a copy of this machine nobody asks for the command any more.
-    let moving = tokio::select! {
+    let leave = tokio::select! {
         biased;
         _ = stream.ended() => return,
-        moving = standstill.moving() => moving,
+        leave = standstill.leave() => leave,
     };
     let life = standstill.life();
     // On a thread of its own: a program on a file system that hangs must not keep the agent from answering others.
     let of = spec.clone();
     let started = tokio::task::spawn_blocking(move || {
-        let started = start(&of);
-        drop(moving);
+        let started = start(&of, &leave);
+        drop(leave);
         started
     });
     let started = started.await.unwrap_or_else(|e| Err(Refusal::Io(io::Error::other(e))));
@@ -83,13 +83,13 @@ impl From<io::Error> for Refusal {
     }
 }
 
-fn start(spec: &ExecSpec) -> Result<Running, Refusal> {
+fn start(spec: &ExecSpec, leave: &Leave) -> Result<Running, Refusal> {
     let mut command = Command::resolve(spec, Path::new("/etc")).map_err(Refusal::Status)?;
     let (ends, child_ends) = match spec.tty {
         Some(size) => stdio::terminal(size, command.uid())?,
         None => stdio::pipes(spec.stdin)?,
     };
-    let child = command.start(child_ends.borrow(), spec.tty.is_some()).map_err(Refusal::Status)?;
+    let child = command.start(child_ends.borrow(), spec.tty.is_some(), leave).map_err(Refusal::Status)?;
     let pid = child.pid;
     let running = Running { ends, leader: Leader::new(child)? };
     crate::boot::expose_to_oom(pid.as_raw_nonzero().get().unsigned_abs());

@@ -86,7 +86,8 @@ mod tests {
         put("15-notes", 0o644, "");
         // When they are run
         let said = RefCell::new(Vec::new());
-        let identity = Identity { hostname: "calm-otter".into(), machine_id: None, network: None };
+        let identity =
+            Identity { hostname: "calm-otter".into(), machine_id: None, network: None, rehearsal: false };
         run(root.path(), &identity, &|line| said.borrow_mut().push(line.to_owned()));
         // Then
         assert_eq!(fs::read_to_string(&out).unwrap(), "10-first calm-otter\n20-second calm-otter\n");

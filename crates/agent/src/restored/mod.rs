@@ -114,8 +114,12 @@ mod tests {
 
     #[test]
     fn an_identity_is_checked_before_anything_is_changed() {
-        let good =
-            Identity { hostname: "calm-otter".into(), machine_id: Some("0a".repeat(16)), network: None };
+        let good = Identity {
+            hostname: "calm-otter".into(),
+            machine_id: Some("0a".repeat(16)),
+            network: None,
+            rehearsal: false,
+        };
         check(&good).unwrap();
         check(&Identity { machine_id: None, ..good.clone() }).unwrap();
         for hostname in ["", "a b", "a\nb", &"a".repeat(65), "../a"] {

@@ -124,7 +124,11 @@ pub(crate) async fn greet(
     identity: Option<Identity>,
 ) -> Result<(Session, AgentHello)> {
     let io = machine.connect_agent().await?;
-    let session = Session::connect(io, random_bytes()).await?;
+    introduce(Session::connect(io, random_bytes()).await?, identity).await
+}
+
+/// The second half of [`greet`], and all of it for an agent that was greeted before.
+pub(super) async fn introduce(session: Session, identity: Option<Identity>) -> Result<(Session, AgentHello)> {
     let agent = session.hello(clock::now(), random_bytes::<64>().to_vec(), identity).await?;
     clock::correct(&session, &agent).await?;
     if agent.version != VERSION {

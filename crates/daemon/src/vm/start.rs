@@ -121,6 +121,7 @@ const TABLE: &[Line] = &[
         Some(|v, s| Box::pin(async move { v.tear_down(s.op, &s.vm.id).await })),
     ),
     own("boot", "booting", |v, s| Box::pin(v.await_agent(s)), None),
+    own("rehearse", "rehearsing", |v, s| Box::pin(v.rehearse(s)), None),
     Line::ConfigureGuest,
     own("workspace_readonly", "protecting the workspace", |v, s| Box::pin(v.protect_workspace(s)), None),
     own("running", "recording", |v, s| Box::pin(v.record_running(s)), None),
@@ -129,13 +130,14 @@ const TABLE: &[Line] = &[
 /// The names of those steps that are another thing where a machine goes on from a snapshot.
 pub(super) const RESTORED_STEPS: [&str; 4] = ["system_disk", "launch", "boot", "running"];
 
-/// The steps that a spare has before it when it gets its user; it has those behind it that make something.
+/// The steps that a spare has before it when it gets its user; those that make something are behind it.
 const SPARE_STEPS: [&str; 3] = ["starting", "boot", "running"];
 
 /// The names of a start's steps, the teardown of what an earlier run left first. The crash tests and `--timings` know
 /// them by these.
 pub(super) fn step_names() -> Vec<String> {
-    let own = steps().into_iter().map(|step| step.name.name.to_owned());
+    let of_users = steps().into_iter().filter(|step| has(Purpose::Run, &Origin::Boot, step));
+    let own = of_users.map(|step| step.name.name.to_owned());
     teardown::steps().into_iter().chain(own).collect()
 }
 
@@ -143,13 +145,15 @@ pub(super) fn step_names() -> Vec<String> {
 fn has(purpose: Purpose, origin: &Origin, step: &Step) -> bool {
     // The memory of a guest that goes on has all that an agent was ever told.
     let tells = matches!(step.work, Work::ConfigureGuest(_)) || step.name.name == "workspace_readonly";
+    let (rehearses, records) =
+        (step.name.name == "rehearse", ["starting", "running"].contains(&step.name.name));
     let restored = origin.snapshot().is_some();
     match purpose {
         Purpose::Run if matches!(origin, Origin::Spare(_)) => SPARE_STEPS.contains(&step.name.name),
-        Purpose::Run => !tells || !restored,
+        Purpose::Run => !rehearses && (!tells || !restored),
         Purpose::Rescue => rescue::has(step),
-        Purpose::Template => !matches!(step.name.name, "starting" | "running"),
-        Purpose::Spare => !tells && !SPARE_STEPS.contains(&step.name.name),
+        Purpose::Template => !rehearses && !records,
+        Purpose::Spare => !tells && !records,
     }
 }
 
@@ -429,15 +433,16 @@ impl<'a> Start<'a> {
 
     /// A start by which one that waits gets its user.
     pub(super) fn of_waiting(op: &'a Op, vm: Vm, waiting: Waiting) -> Self {
-        let Waiting { machine, handles, plugged, from } = waiting;
-        let machine = Some(machine.called(vm.name.clone()));
-        Self { machine, handles, plugged, ..Self::new(op, vm, Origin::Spare(from), Purpose::Run) }
+        let Waiting { machine, agent, handles, plugged, from } = waiting;
+        let (machine, agent) = (Some(machine.called(vm.name.clone())), Some(agent));
+        Self { machine, agent, handles, plugged, ..Self::new(op, vm, Origin::Spare(from), Purpose::Run) }
     }
 
     /// The halted machine, once the steps have run.
     pub(super) fn into_waiting(self) -> Option<Waiting> {
         let from = self.origin.snapshot()?.clone();
-        Some(Waiting { machine: self.machine?, handles: self.handles, plugged: self.plugged, from })
+        let (machine, agent) = (self.machine?, self.agent?);
+        Some(Waiting { machine, agent, handles: self.handles, plugged: self.plugged, from })
     }
 
     /// The machine, the session with its agent and what it was booted from, once the steps have run.

@@ -212,6 +212,10 @@ pub struct Identity {
     pub machine_id: Option<String>,
     /// Its network; absent when it has no device for one.
     pub network: Option<NetworkConfig>,
+    /// It takes this on to practise, and another in earnest later: its processes stand still on, no hook is run, and until
+    /// then commands begin beside the agent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rehearsal: bool,
 }
 
 /// The agent's introduction.
@@ -265,6 +269,22 @@ pub struct ExecSpec {
     pub stdin: bool,
     /// The operation this belongs to, for the agent's log lines.
     pub op_id: String,
+}
+
+impl ExecSpec {
+    /// A command as root in root's home, with nothing on stdin.
+    #[must_use]
+    pub fn plain(argv: &[&str]) -> Self {
+        Self {
+            argv: argv.iter().map(|word| (*word).into()).collect(),
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            tty: None,
+            stdin: false,
+            op_id: String::new(),
+        }
+    }
 }
 
 /// A terminal's size in character cells.

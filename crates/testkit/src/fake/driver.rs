@@ -113,12 +113,7 @@ impl Driver for FakeDriver {
                 return Err(foreign(format!("its '{name}' is '{text}'")));
             }
         }
-        let paused = spec.paused;
-        let machine = self.launch(spec).await?;
-        if paused {
-            machine.pause().await?;
-        }
-        Ok(machine)
+        self.launch(spec).await
     }
 
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {

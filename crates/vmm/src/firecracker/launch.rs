@@ -140,7 +140,7 @@ async fn start(
     let begun = match door.opens(&client, &spawned).await {
         Ok(mut api) => match snapshot {
             None => boot(&mut api, &spec, mac.as_deref()).await,
-            Some(files) => load(&mut api, files, spec.paused).await,
+            Some(files) => load(&mut api, files).await,
         },
         Err(error) => Err(Failed { call: "connect".to_owned(), error }),
     };
@@ -199,14 +199,14 @@ async fn boot(api: &mut Api, spec: &MachineSpec, mac: Option<&str>) -> std::resu
     is(api, State::Running).await
 }
 
-async fn load(api: &mut Api, files: &Files, paused: bool) -> std::result::Result<(), Failed> {
+async fn load(api: &mut Api, files: &Files) -> std::result::Result<(), Failed> {
     let call = LoadSnapshot {
         snapshot_path: &files.state,
         mem_backend: MemoryBackend::File { backend_path: &files.memory },
-        resume_vm: !paused,
+        resume_vm: true,
     };
     put(api, call).await?;
-    is(api, if paused { State::Paused } else { State::Running }).await
+    is(api, State::Running).await
 }
 
 /// Started means that it says so itself, not only that the call succeeded.

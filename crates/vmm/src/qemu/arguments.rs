@@ -171,7 +171,6 @@ mod tests {
             log_dir: "/v,1".into(),
             verbose_console: false,
             rescue: false,
-            paused: false,
         }
     }
 

@@ -130,7 +130,7 @@ pub(super) async fn launch(
     drop(spec.network.take());
 
     let heard = Arc::<Heard>::default();
-    let connected = begin(&control_socket, &heard, incoming, spec.paused).await;
+    let connected = begin(&control_socket, &heard, incoming).await;
     let connection = match connected {
         Ok(connection) => connection,
         Err(error) => return Err(explain(&spec, spawned, &words, error).await),
@@ -204,20 +204,13 @@ async fn connect(socket: &Path, heard: &Arc<Heard>) -> Result<Qmp, QmpError> {
     Qmp::over(stream, Arc::clone(heard)).await
 }
 
-/// Connects and lets the guest begin, or go on from the state behind a descriptor, unless it is to wait.
-async fn begin(
-    socket: &Path,
-    heard: &Arc<Heard>,
-    incoming: Option<RawFd>,
-    paused: bool,
-) -> Result<Qmp, QmpError> {
+/// Connects and lets the guest begin, or go on from the state behind a descriptor.
+async fn begin(socket: &Path, heard: &Arc<Heard>, incoming: Option<RawFd>) -> Result<Qmp, QmpError> {
     let qmp = connect(socket, heard).await?;
     if let Some(fd) = incoming {
         migration::load(&qmp, fd).await?;
     }
-    if incoming.is_none() || !paused {
-        qmp.execute("cont").await?;
-    }
+    qmp.execute("cont").await?;
     Ok(qmp)
 }
 

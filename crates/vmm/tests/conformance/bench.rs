@@ -90,7 +90,6 @@ impl Bench {
             log_dir: self.logs(),
             verbose_console: false,
             rescue: false,
-            paused: false,
         }
     }
 

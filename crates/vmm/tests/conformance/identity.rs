@@ -117,7 +117,12 @@ pub(crate) async fn a_copy_is_another_machine_before_anything_in_it_goes_on(subj
         // Given that a host takes its time, in which nothing in the clone may move
         tokio::time::sleep(Duration::from_millis(300)).await;
         let id = format!("{round:032x}0").split_off(1);
-        let identity = Identity { hostname: hostname.clone(), machine_id: Some(id.clone()), network: None };
+        let identity = Identity {
+            hostname: hostname.clone(),
+            machine_id: Some(id.clone()),
+            network: None,
+            rehearsal: false,
+        };
         let own = soon(become_another(&*clone, &identity)).await;
         // Then it is who it was told to be, and was so before anything ran
         seen.push(after(&own, &still, &hostname).await);

@@ -19,7 +19,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     scenarios![
         a_snapshot_goes_on_elsewhere_and_more_than_once,
         a_snapshot_of_a_machine_that_went_on_from_one_goes_on,
-        a_restored_machine_waits_when_it_is_to,
+        a_restored_machine_that_is_halted_waits,
         clones_share_the_pages_that_they_only_read,
         a_snapshot_of_something_else_is_refused,
         a_memory_file_that_was_touched_is_refused,
@@ -134,7 +134,7 @@ async fn a_snapshot_of_a_machine_that_went_on_from_one_goes_on(subject: Subject)
     soon(machine.stop()).await.unwrap();
 }
 
-async fn a_restored_machine_waits_when_it_is_to(subject: Subject) {
+async fn a_restored_machine_that_is_halted_waits(subject: Subject) {
     let first = Bench::new(&subject);
     let machine = first.launch(&guest::count()).await;
     counts_beyond(&first, 5).await;
@@ -143,8 +143,9 @@ async fn a_restored_machine_waits_when_it_is_to(subject: Subject) {
     soon(machine.stop()).await.unwrap();
     let then = last_number(&first);
     let other = Bench::new(&subject);
-    let spec = MachineSpec { paused: true, ..other.spec(b"no kernel") };
-    let clone = soon(subject.driver.restore(spec, home.path())).await.unwrap();
+    let clone = soon(subject.driver.restore(other.spec(b"no kernel"), home.path())).await.unwrap();
+    soon(clone.pause()).await.unwrap();
+    let said = read(&other.console());
     // Then it stands still, also for a daemon that takes it over, until it is resumed
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(soon(clone.is_paused()).await.unwrap());
@@ -152,7 +153,7 @@ async fn a_restored_machine_waits_when_it_is_to(subject: Subject) {
     drop(clone);
     let clone = soon(subject.driver.adopt(&handle)).await.unwrap().unwrap();
     assert!(soon(clone.is_paused()).await.unwrap());
-    assert_eq!(read(&other.console()), "");
+    assert_eq!(read(&other.console()), said);
     // And can be snapshotted as it stands
     let again = place(&other.files(), "again");
     soon(clone.snapshot(&again, nothing())).await.unwrap();

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_model::{Accel, Boot, BootKind, Error, Result, RootFsType};
-use banger_protocol::agent::Identity;
+use banger_protocol::agent::{ExecSpec, Identity, Request};
 use banger_vmm::process::ProcessId;
 use banger_vmm::{Disk, DiskRole, ExitInfo, MachineSpec};
 
 use super::super::capability;
 use super::super::disk;
 use super::super::handles::Handles;
-use super::super::live::{boot_failed, console_of, greet, mark_boot};
+use super::super::live::{boot_failed, console_of, greet, introduce, mark_boot};
 use super::{Origin, Purpose, Start, Vms, make_dir, rescue};
 use crate::op::random_bytes;
 
@@ -21,6 +21,8 @@ use crate::op::random_bytes;
 const REANSWER: Duration = Duration::from_secs(15);
 /// How many times longer a template's guest may take to boot than anybody else's.
 const PATIENCE: u32 = 5;
+/// What most commands begin with: a shell that finds a program and runs it, which here does nothing.
+const REHEARSAL: &[&str] = &["sh", "-c", "exec true"];
 /// Where a restored machine's memory is, below the VM's directory: hard links that nobody else removes.
 pub(in crate::vm) const RESTORED: &str = "restored";
 
@@ -64,7 +66,6 @@ impl Vms {
             log_dir,
             verbose_console,
             rescue: start.purpose == Purpose::Rescue,
-            paused: start.purpose == Purpose::Spare,
         };
         for (hooks, capability) in start.plugged.iter_mut().zip(capability::ALL) {
             if start.purpose == Purpose::Rescue && !capability.in_rescue {
@@ -150,9 +151,16 @@ impl Vms {
     async fn answered(self: &Arc<Self>, start: &mut Start<'_>, limit: Duration) -> Result<bool> {
         let machine = start.machine.clone().ok_or_else(|| Error::internal("no machine"))?;
         let identity = start.identity();
+        let known = start.agent.take().map(|(session, _)| session);
+        let greeting = async {
+            match known {
+                Some(session) => introduce(session, identity).await,
+                None => greet(&*machine, identity).await,
+            }
+        };
         tokio::select! {
             biased;
-            greeted = tokio::time::timeout(limit, greet(&*machine, identity)) => match greeted {
+            greeted = tokio::time::timeout(limit, greeting) => match greeted {
                 Ok(Ok(agent)) => {
                     start.agent = Some(agent);
                     Ok(true)
@@ -168,6 +176,20 @@ impl Vms {
             },
             exit = machine.wait() => Err(self.ended_in_boot(start, &exit).await),
         }
+    }
+
+    /// Has the guest of one that will wait do what it will be asked for first, with its processes standing still, and
+    /// halts it: whoever gets it does not wait for pages of memory to be read, nor for code to be translated.
+    pub(super) async fn rehearse(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
+        let (Some(machine), Some((agent, _))) = (&start.machine, &start.agent) else {
+            return Err(Error::internal("a rehearsal without a guest"));
+        };
+        let agent = agent.for_operation(start.op.id());
+        // How it ends is not asked: an image may have no shell.
+        let command = Request::Exec(ExecSpec::plain(REHEARSAL));
+        let answered = tokio::time::timeout(REANSWER, agent.call(&command)).await;
+        answered.map_err(|_| boot_failed(&start.vm, "its rehearsal did not end", &[]))??;
+        Ok(machine.pause().await?)
     }
 
     pub(super) async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
@@ -195,11 +217,13 @@ impl Start<'_> {
     /// Who a guest that goes on from a snapshot is.
     fn identity(&self) -> Option<Identity> {
         let snapshot = self.origin.snapshot()?;
+        let rehearsal = self.purpose == Purpose::Spare;
         let fresh = || hex::encode(random_bytes::<16>());
         let mut identity = Identity {
             hostname: self.vm.name.to_string(),
-            machine_id: (snapshot.about.id != self.vm.id).then(fresh),
+            machine_id: (!rehearsal && snapshot.about.id != self.vm.id).then(fresh),
             network: None,
+            rehearsal,
         };
         for hooks in &self.plugged {
             hooks.identify(&mut identity);

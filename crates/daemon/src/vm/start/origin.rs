@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
+use banger_channel::Session;
 use banger_model::Result;
+use banger_protocol::agent::AgentHello;
 use banger_vmm::Machine;
 
 use super::super::capability::Hooks;
@@ -24,7 +26,7 @@ pub(in crate::vm) enum Origin {
     Back(Snapshot),
     /// Where a template is, and if that cannot be, from the kernel's first instruction.
     Template(Snapshot),
-    /// There already, in a machine that was restored from this and halted before it ran: see [`Waiting`].
+    /// There already, in a machine that was restored from this and halted: see [`Waiting`].
     Spare(Snapshot),
 }
 
@@ -61,9 +63,11 @@ impl Origin {
     }
 }
 
-/// What a start comes to that ends before its guest runs, for another that goes on from there.
+/// What a start comes to that ends with a halted guest, for another that goes on from there.
 pub(in crate::vm) struct Waiting {
     pub(super) machine: Arc<dyn Machine>,
+    /// It answered once: see [`Vms::rehearse`](super::Vms::rehearse).
+    pub(super) agent: (Session, AgentHello),
     pub(super) handles: Handles,
     pub(super) plugged: Vec<Box<dyn Hooks>>,
     pub(super) from: Snapshot,

@@ -158,17 +158,8 @@ async fn freeze_and_write(machine: &dyn Machine, agent: &Session, to: &UnderWay)
 
 /// Waits until the guest has nothing to do any more. One that never gets there is taken as it is.
 async fn settle(agent: &Session) -> Result<()> {
-    let words: [&str; 3] = ["/bin/sh", "-c", SETTLED];
-    let command = ExecSpec {
-        argv: words.iter().map(|word| (*word).into()).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        tty: None,
-        stdin: false,
-        op_id: String::new(),
-    };
-    match tokio::time::timeout(SETTLE, agent.call(&Request::Exec(command))).await {
+    let command = Request::Exec(ExecSpec::plain(&["/bin/sh", "-c", SETTLED]));
+    match tokio::time::timeout(SETTLE, agent.call(&command)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => {

@@ -1,5 +1,5 @@
-//! Spares: machines that were restored from templates and halted before they ran, which wait for VMs: the first start of
-//! a VM of such a shape lets one go on and tells it who it is. Each is a VM of its own from birth (record, directory,
+//! Spares: machines that were restored from templates, rehearsed what they will be asked for first and were halted, which
+//! wait for VMs: the first start of a VM of such a shape lets one go on and tells it who it is. Each is a VM of its own from birth (record, directory,
 //! `handles.json`), under the id that its user's VM will have; nobody sees it before. Must never take memory that somebody
 //! else needs, nor outlive its template or the daemon that keeps it.
 
@@ -28,7 +28,7 @@ const PART: u64 = 2;
 
 /// The names of its steps that are not those of any start or delete.
 pub(in crate::vm) fn steps() -> Vec<String> {
-    ["reserve", "system_disk", "launch", "ready"].map(str::to_owned).to_vec()
+    ["reserve", "system_disk", "launch", "boot", "rehearse", "ready"].map(str::to_owned).to_vec()
 }
 
 /// Those that wait, and what is known of who may come.

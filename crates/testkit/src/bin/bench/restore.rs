@@ -186,6 +186,5 @@ pub(crate) fn spec(dir: &Path, code: &[u8], accel: Accel, memory: u32) -> Machin
         log_dir: dir.to_owned(),
         verbose_console: false,
         rescue: false,
-        paused: false,
     }
 }
