@@ -93,7 +93,7 @@ fn has_machine(operation: &str, step: &str) -> bool {
         "snapshot_restore" => &["copies", "launch", "boot", "running"],
         "create_restored" => &["launch", "boot", "running"],
         "create_spare" => return true,
-        "spare" => &["launch", "ready"],
+        "spare" => &["launch", "boot", "rehearse", "ready"],
         // A VM that is off, and a build.
         _ => &[],
     };

@@ -15,7 +15,7 @@ use crate::raw::RawQemu;
 const ROUNDS: usize = 20;
 /// Clones that idle at the same time.
 const CLONES: usize = 8;
-const RUN: [&str; 4] = ["run", "--rm", "--image", "bare"];
+pub(crate) const RUN: [&str; 4] = ["run", "--rm", "--image", "bare"];
 
 pub(crate) fn warm(lines: &mut Vec<Line>) {
     eprintln!("bench: warm runs beside cold ones, bare image");
@@ -78,7 +78,7 @@ pub(crate) fn warm(lines: &mut Vec<Line>) {
 }
 
 /// The snapshot that a VM went on from, in a QEMU started by hand; milliseconds.
-fn floor(sandbox: &Sandbox, vm: &Vm<'_>) -> f64 {
+pub(crate) fn floor(sandbox: &Sandbox, vm: &Vm<'_>) -> f64 {
     let id = vm.show()["id"].as_str().unwrap_or_default().to_owned();
     let state = sandbox.state().join("vms").join(id).join("restored/state");
     let work = sandbox.work("raw");
@@ -111,13 +111,13 @@ fn shared(sandbox: &Sandbox) -> Line {
 }
 
 /// A VM of the shape that the runs have.
-fn made<'a>(sandbox: &'a Sandbox, name: &str, more: &[&str]) -> Vm<'a> {
+pub(crate) fn made<'a>(sandbox: &'a Sandbox, name: &str, more: &[&str]) -> Vm<'a> {
     let create = ["vm", "create", "--name", name, "--image", "bare"];
     sandbox.banger(create).args(more).within(Duration::from_secs(180)).go().ok().done();
     sandbox.existing(name)
 }
 
 /// The process of a VM's machine monitor.
-fn monitor(vm: &Vm<'_>) -> u32 {
+pub(crate) fn monitor(vm: &Vm<'_>) -> u32 {
     vm.show()["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("it runs")
 }
