@@ -16,9 +16,8 @@ pub(crate) fn spares(lines: &mut Vec<Line>) {
     let with = Sandbox::bare().warm();
     with.configure("[warm]\nspares = 1\n");
     let without = Sandbox::bare().warm();
-    let run = |sandbox: &Sandbox, how: &[&str]| {
-        clocked(sandbox.banger([&RUN[..], how, &["--", "true"]].concat()))
-    };
+    let run =
+        |sandbox: &Sandbox, how: &[&str]| clocked(sandbox.banger([&RUN[..], how, &["--", "true"]].concat()));
     for sandbox in [&with, &without] {
         run(sandbox, &[]);
         sandbox.template_made();
@@ -38,7 +37,8 @@ pub(crate) fn spares(lines: &mut Vec<Line>) {
     let (spare, plain, cold) = (median(spare), median(plain), median(cold));
     let waiting = with.spares_wait(1).remove(0);
     let monitors = with.processes().into_iter().filter(|p| p.detail.contains(&waiting));
-    let waiting_kib = monitors.map(|p| pss_kib(p.key.parse().expect("a pid"))).max().expect("a spare's machine");
+    let waiting_kib =
+        monitors.map(|p| pss_kib(p.key.parse().expect("a pid"))).max().expect("a spare's machine");
     let vm = made(&without, "clone", &[]);
     let floor = floor(&without, &vm);
     vm.delete();
