@@ -64,6 +64,8 @@ impl Sandbox {
     /// One with nothing in it: no kernel, no image.
     #[must_use]
     pub fn empty() -> Self {
+        // Before there is anything that would stay behind where there are none.
+        let bin = bin_dir();
         let root =
             tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp").expect("a directory in /tmp").keep();
         for dir in ["state", "run", "home", "cache", "config", "tmp", "work"] {
@@ -79,7 +81,7 @@ impl Sandbox {
         let before = scope.snapshot();
         Self {
             root,
-            bin: bin_dir(),
+            bin,
             scope,
             before,
             via: Vec::new(),
