@@ -198,7 +198,9 @@ impl Standalone {
             _ => {
                 // It ended between exec and here. Reap it, and let its log speak.
                 let why = end_child(pid);
-                Err(self.failed(io::Error::other(format!("it ended at once ({why})"))))
+                let said = crate::console::tail_from(&self.log, 0, 2).join("; ");
+                Err(self
+                    .failed(io::Error::other(format!("it ended at once ({why}); its last words: {said}"))))
             }
         }
     }
