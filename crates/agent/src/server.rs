@@ -221,7 +221,7 @@ impl Agent {
         Ok(Reply::Hello(AgentHello {
             version: VERSION,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: Request::NAMES.iter().copied().map(str::to_owned).collect(),
+            capabilities: AgentHello::CAPABILITIES.iter().copied().map(str::to_owned).collect(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             boot_id: boot_id().to_owned(),
             init: boot::init_kind(),

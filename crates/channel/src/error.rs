@@ -43,7 +43,7 @@ pub enum ChannelError {
         /// The agent's build version.
         agent: String,
     },
-    /// A request that does not fit in a frame.
+    /// A request that is longer than any may be.
     #[error("a request to the guest has {size} bytes, more than {max}")]
     TooLong {
         /// Its bytes.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use banger_model::{ErrorCode, OpId};
 use banger_protocol::agent::frame::{Kind, Lane, SYNC_MAGIC, ack, token};
-use banger_protocol::agent::{Control, Reply, Request, decode, decode_opening, encode};
+use banger_protocol::agent::{
+    Context, Control, MAX_OPENING, Opening, Reply, Request, decode, decode_opening, decode_whole, encode,
+};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::runtime::Handle;
@@ -107,12 +109,9 @@ fn open<H: Handler>(mux: &Arc<Mux>, session: u32, id: u32, payload: &[u8], handl
             refusal(ErrorCode::Busy, format!("the agent serves {MAX_STREAMS} streams already")),
         );
     }
-    let (request, context) = match decode_opening(payload) {
+    let opening = match decode_opening(payload) {
         Ok(opening) => opening,
-        Err(e) => {
-            let sentence = format!("this agent does not know the request: {e}");
-            return mux.refuse(id, session, refusal(ErrorCode::Unsupported, sentence));
-        }
+        Err(e) => return mux.refuse(id, session, unknown(&e)),
     };
     let Some(stream) = mux.add(id, session, FROM_HOST) else {
         let answer = refusal(ErrorCode::InvalidArgument, "the stream was opened twice".into());
@@ -124,9 +123,48 @@ fn open<H: Handler>(mux: &Arc<Mux>, session: u32, id: u32, payload: &[u8], handl
     let handler = handler.clone();
     tokio::spawn(async move {
         let close = CloseOnDrop(Arc::clone(&stream));
-        handler.handle(request, GuestStream { stream, op_id: context.op_id }).await;
+        let whole = match opening {
+            Opening::Whole(request, context) => Some((request, context)),
+            Opening::Long(bytes) => take_long(&stream, bytes).await,
+        };
+        if let Some((request, context)) = whole {
+            handler.handle(request, GuestStream { stream, op_id: context.op_id }).await;
+        }
         drop(close);
     });
+}
+
+/// A request that comes on the In lane, before what else comes there. `None` when the stream is over or was reset.
+async fn take_long(stream: &Arc<Stream>, bytes: u64) -> Option<(Request, Context)> {
+    let broke = |rule| {
+        let answer = refusal(ErrorCode::InvalidArgument, format!("the stream was reset: {rule}"));
+        stream.reset(ChannelError::Violation(rule), answer);
+    };
+    let Some(mut left) = usize::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_OPENING) else {
+        broke("a request longer than any may be");
+        return None;
+    };
+    // No longer than what has come, whatever was announced.
+    let mut request = Vec::new();
+    while left > 0 {
+        match poll_fn(|cx| stream.poll_next(cx, Want::AtMost(left))).await.ok()? {
+            Some(Incoming::Data(_, piece)) => {
+                left -= piece.len();
+                request.extend_from_slice(&piece);
+            }
+            _ => {
+                broke("a request that ends before its length");
+                return None;
+            }
+        }
+    }
+    match decode_whole(&request) {
+        Ok(whole) => Some(whole),
+        Err(e) => {
+            stream.reset(ChannelError::Violation("a request that nobody knows"), unknown(&e));
+            None
+        }
+    }
 }
 
 struct CloseOnDrop(Arc<Stream>);
@@ -135,6 +173,10 @@ impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }
+}
+
+fn unknown(why: &str) -> Bytes {
+    refusal(ErrorCode::Unsupported, format!("this agent does not know the request: {why}"))
 }
 
 fn refusal(code: ErrorCode, message: String) -> Bytes {

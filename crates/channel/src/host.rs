@@ -9,8 +9,8 @@ use std::task::{self, Poll};
 use banger_model::{ErrorCode, OpId};
 use banger_protocol::agent::frame::{ACK_MAGIC, Kind, Lane, MAX_PAYLOAD, Nonce, flush_and_sync, token};
 use banger_protocol::agent::{
-    AgentHello, Context, Control, ExitStatus, HostHello, Identity, Reply, Request, VERSION, decode, encode,
-    encode_opening,
+    AgentHello, Context, Control, ExitStatus, HostHello, Identity, LONG_REQUESTS, MAX_OPENING, Reply,
+    Request, VERSION, decode, encode, encode_long, encode_opening,
 };
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -169,25 +169,38 @@ impl Session {
     }
 
     /// Refuses what the agent does not know.
-    fn knows(&self, request: &Request) -> Result<(), ChannelError> {
+    fn knows(&self, request: &'static str) -> Result<(), ChannelError> {
         match self.shared.agent.get() {
-            Some(agent) if !agent.capabilities.iter().any(|name| name == request.name()) => {
-                Err(ChannelError::TooOld { request: request.name(), agent: agent.agent.clone() })
+            Some(agent) if !agent.capabilities.iter().any(|name| name == request) => {
+                Err(ChannelError::TooOld { request, agent: agent.agent.clone() })
             }
             _ => Ok(()),
         }
     }
 
-    /// Begins a stream. Its first message, data or end tells how the guest took the request.
+    /// Begins a stream. Its first message, data or end tells how the guest took the request. Waits only with a request that
+    /// is longer than a frame: until the guest has taken nearly all of it. Dropping the future is safe at any moment.
     ///
     /// # Errors
-    /// When the session is over or carries too many streams.
+    /// When the session is over or carries too many streams, and when the guest wants no such request.
     pub async fn open(&self, req: &Request) -> Result<(StreamSender, StreamReceiver), ChannelError> {
-        self.knows(req)?;
+        self.knows(req.name())?;
         let request = encode_opening(req, self.context.as_ref()).map_err(ChannelError::Malformed)?;
-        if request.len() > MAX_PAYLOAD {
-            return Err(ChannelError::TooLong { size: request.len(), max: MAX_PAYLOAD });
+        if request.len() <= MAX_PAYLOAD {
+            return self.begin(request.into());
         }
+        if request.len() > MAX_OPENING {
+            return Err(ChannelError::TooLong { size: request.len(), max: MAX_OPENING });
+        }
+        self.knows(LONG_REQUESTS)?;
+        let announcement = encode_long(request.len()).map_err(ChannelError::Malformed)?;
+        let (sender, receiver) = self.begin(announcement.into())?;
+        sender.send(request.into()).await?;
+        Ok((sender, receiver))
+    }
+
+    /// Begins a stream with the payload of its first frame.
+    fn begin(&self, opening: Bytes) -> Result<(StreamSender, StreamReceiver), ChannelError> {
         let mux = &self.shared.mux;
         if mux.len() >= MAX_STREAMS {
             return Err(ChannelError::TooManyStreams(MAX_STREAMS));
@@ -203,7 +216,7 @@ impl Session {
             mux.remove(&stream);
             return Err(why);
         }
-        stream.open(request.into());
+        stream.open(opening);
         let handle = Arc::new(Handle { stream, _session: self.clone() });
         Ok((StreamSender { handle: Arc::clone(&handle) }, StreamReceiver { handle }))
     }

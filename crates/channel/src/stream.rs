@@ -50,6 +50,8 @@ pub(crate) enum Incoming {
 pub(crate) enum Want {
     Any,
     Lanes,
+    /// Lanes, and of their bytes at most so many; the rest stays.
+    AtMost(usize),
     Messages,
 }
 
@@ -330,10 +332,10 @@ impl Stream {
         let mut inner = lock(&self.inner);
         let at = inner.events.iter().position(|e| match want {
             Want::Any => true,
-            Want::Lanes => !matches!(e, Incoming::Message(_)),
+            Want::Lanes | Want::AtMost(_) => !matches!(e, Incoming::Message(_)),
             Want::Messages => matches!(e, Incoming::Message(_)),
         });
-        if let Some(event) = at.and_then(|at| inner.events.remove(at)) {
+        if let Some(event) = at.and_then(|at| take(&mut inner.events, at, want)) {
             match &event {
                 Incoming::Data(lane, data) => {
                     self.took(&mut inner, *lane, u32::try_from(data.len()).unwrap_or(u32::MAX));
@@ -439,6 +441,16 @@ impl Inner {
             Some(last) if last.len() + data.len() <= JOIN || reach > 1 => last.extend_from_slice(&data),
             _ => self.events.push_back(Incoming::Data(lane, data)),
         }
+    }
+}
+
+/// Takes an event, or as much of it as is asked for.
+fn take(events: &mut VecDeque<Incoming>, at: usize, want: Want) -> Option<Incoming> {
+    match (want, events.get_mut(at)) {
+        (Want::AtMost(most), Some(Incoming::Data(lane, data))) if data.len() > most => {
+            Some(Incoming::Data(*lane, data.split_to(most)))
+        }
+        _ => events.remove(at),
     }
 }
 

@@ -205,7 +205,7 @@ impl Handler for Agent {
 #[test]
 fn what_a_daemon_of_the_first_release_says_is_understood_by_an_agent() {
     within(async {
-        let agent = Agent::new(VERSION.major, VERSION.minor, Request::NAMES);
+        let agent = Agent::new(VERSION.major, VERSION.minor, AgentHello::CAPABILITIES);
         let (mut host, guest) = duplex(1 << 20);
         let serving = tokio::spawn(serve(guest, agent.clone()));
         host.write_all(&golden("host")).await.unwrap();
@@ -248,14 +248,17 @@ fn an_agent_is_asked_for_nothing_that_it_did_not_announce() {
         let agent = Agent::new(VERSION.major, 0, &["hello", "exec"]);
         let (session, hello) = agent.greeted().await;
         assert_eq!(hello.unwrap().version.minor, 0);
-        // When it is asked for both
+        // When it is asked for both, and for a command that is longer than a frame
         session.call(&exec()).await.unwrap();
-        let error = session.call(&Request::Sync).await.unwrap_err();
-        // Then what it does not know is refused here, with what to do about it, and never sent
-        assert_eq!(error, ChannelError::TooOld { request: "sync", agent: "0.9.9".into() });
-        let error: banger_model::Error = error.into();
-        assert_eq!(error.code, ErrorCode::Unsupported);
-        assert!(error.hint.unwrap().contains("restart"));
+        let long = Request::Exec(ExecSpec::plain(&["echo", &"x".repeat(100_000)]));
+        for (request, name) in [(Request::Sync, "sync"), (long, "long_requests")] {
+            let error = session.call(&request).await.unwrap_err();
+            // Then what it does not know is refused here, with what to do about it, and never sent
+            assert_eq!(error, ChannelError::TooOld { request: name, agent: "0.9.9".into() });
+            let error: banger_model::Error = error.into();
+            assert_eq!(error.code, ErrorCode::Unsupported);
+            assert!(error.hint.unwrap().contains("restart"));
+        }
         assert_eq!(agent.asked().iter().map(Request::name).collect::<Vec<_>>(), ["hello", "exec"]);
         // And the session goes on
         session.call(&exec()).await.unwrap();
@@ -267,7 +270,7 @@ fn a_restored_guest_whose_agent_took_no_notice_of_its_identity_is_refused() {
     within(async {
         let identity =
             Identity { hostname: "calm-otter".into(), machine_id: None, network: None, rehearsal: false };
-        for (knows, fine) in [(&["hello", "exec"][..], false), (Request::NAMES, true)] {
+        for (knows, fine) in [(&["hello", "exec"][..], false), (AgentHello::CAPABILITIES, true)] {
             let agent = Agent::new(VERSION.major, 1, knows);
             let (host, guest) = duplex(1 << 16);
             tokio::spawn(serve(guest, agent.clone()));
@@ -284,11 +287,12 @@ fn a_restored_guest_whose_agent_took_no_notice_of_its_identity_is_refused() {
 #[test]
 fn an_agent_of_a_newer_minor_version_is_spoken_to_and_one_of_another_major_is_refused() {
     within(async {
-        let (session, hello) = Agent::new(VERSION.major, VERSION.minor + 7, Request::NAMES).greeted().await;
+        let (session, hello) =
+            Agent::new(VERSION.major, VERSION.minor + 7, AgentHello::CAPABILITIES).greeted().await;
         assert_eq!(hello.unwrap().version.minor, VERSION.minor + 7);
         session.call(&Request::Sync).await.unwrap();
         for major in [VERSION.major + 1, VERSION.major - 1] {
-            let (_session, hello) = Agent::new(major, 0, Request::NAMES).greeted().await;
+            let (_session, hello) = Agent::new(major, 0, AgentHello::CAPABILITIES).greeted().await;
             let error: banger_model::Error = hello.unwrap_err().into();
             assert_eq!(error.code, ErrorCode::Unsupported);
             assert!(error.message.contains(&format!("protocol {major}.0")), "{error}");
@@ -329,12 +333,12 @@ fn requests_have_the_names_they_have_on_the_wire() {
     for (request, name) in first_requests().iter().zip(&names) {
         let bytes = banger_protocol::agent::encode(request).unwrap();
         assert!(bytes.windows(name.len()).any(|w| w == name.as_bytes()), "{name}");
-        assert!(Request::NAMES.contains(name));
+        assert!(AgentHello::CAPABILITIES.contains(name));
     }
     // All of the first release are still there.
     let AgentHello { capabilities, .. } = hello_of_then();
     for name in capabilities {
-        assert!(Request::NAMES.contains(&name.as_str()), "{name}");
+        assert!(AgentHello::CAPABILITIES.contains(&name.as_str()), "{name}");
     }
 }
 

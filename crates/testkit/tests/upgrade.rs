@@ -11,7 +11,7 @@ use std::time::Duration;
 use banger_daemon::embedded::Embedded;
 use banger_model::{ErrorCode, VmId};
 use banger_protocol::ProtocolVersion;
-use banger_protocol::agent::{Request, VERSION};
+use banger_protocol::agent::{AgentHello, VERSION};
 use banger_testkit::fake::{FakeDriver, World};
 use banger_testkit::{Output, Sandbox, bin_dir, wait, workspace_dir};
 use banger_vmm::Driver;
@@ -155,7 +155,7 @@ fn a_daemon_works_with_the_older_agent_of_a_vm_it_takes_over_and_refuses_one_of_
 
     // Given one of another major version
     second.shutdown_timeout(Duration::from_secs(20));
-    world.agent(&id, ProtocolVersion { major: VERSION.major + 1, minor: 0 }, Request::NAMES);
+    world.agent(&id, ProtocolVersion { major: VERSION.major + 1, minor: 0 }, AgentHello::CAPABILITIES);
     let third = daemon(&sandbox, &world);
     // Then it is refused, the VM runs on, and a restart brings the present agent
     let refused = vm.exec_with(&["--json"], ["x"]).go().ends_with(125);

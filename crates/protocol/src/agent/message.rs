@@ -1,7 +1,7 @@
 //! The messages of the agent channel: CBOR maps with named fields. Fields may be added with a
 //! default (a new minor); nothing is renamed, removed or given another meaning within a major.
 
-use banger_model::{ByteString, ErrorCode, OpId};
+use banger_model::{ByteString, ErrorCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -71,25 +71,6 @@ pub enum Request {
 }
 
 impl Request {
-    /// The names of all requests: what an agent of this version announces in [`AgentHello::capabilities`].
-    pub const NAMES: &[&str] = &[
-        "hello",
-        "exec",
-        "unpack",
-        "copy_in",
-        "compare",
-        "protect",
-        "pack",
-        "scan",
-        "set_time",
-        "add_entropy",
-        "configure_network",
-        "sync",
-        "freeze",
-        "thaw",
-        "shutdown",
-    ];
-
     /// Its name, as it is on the wire.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -111,36 +92,6 @@ impl Request {
             Self::Shutdown { .. } => "shutdown",
         }
     }
-}
-
-/// What may stand behind a request in the opening of a stream, since 1.1. An older agent reads the request only.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Context {
-    /// The host's operation that this is part of, for the agent's log lines.
-    #[serde(default)]
-    pub op_id: Option<OpId>,
-}
-
-/// The opening of a stream: the request, and what it is part of.
-///
-/// # Errors
-/// As [`encode`].
-pub fn encode_opening(request: &Request, context: Option<&Context>) -> Result<Vec<u8>, String> {
-    let mut out = encode(request)?;
-    if let Some(context) = context {
-        out.extend(encode(context)?);
-    }
-    Ok(out)
-}
-
-/// A request and its context; one that cannot be read is none.
-///
-/// # Errors
-/// A sentence when the bytes do not begin with a request.
-pub fn decode_opening(bytes: &[u8]) -> Result<(Request, Context), String> {
-    let mut rest = bytes;
-    let request = ciborium::de::from_reader_with_recursion_limit(&mut rest, 16).map_err(|e| e.to_string())?;
-    Ok((request, decode(rest).unwrap_or_default()))
 }
 
 /// What the host may say within an exec stream.
@@ -225,7 +176,7 @@ pub struct AgentHello {
     pub version: ProtocolVersion,
     /// The agent's build version.
     pub agent: String,
-    /// What it can do: the snake-case names of requests it knows.
+    /// What it can do: [`AgentHello::CAPABILITIES`] of its version.
     pub capabilities: Vec<String>,
     /// `uname -r`.
     pub kernel: String,
@@ -239,6 +190,28 @@ pub struct AgentHello {
     /// words were under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unix_ns: Option<i64>,
+}
+
+impl AgentHello {
+    /// What an agent of this version can do: the names of all requests, and of what it takes besides.
+    pub const CAPABILITIES: &[&str] = &[
+        "hello",
+        "exec",
+        "unpack",
+        "copy_in",
+        "compare",
+        "protect",
+        "pack",
+        "scan",
+        "set_time",
+        "add_entropy",
+        "configure_network",
+        "sync",
+        "freeze",
+        "thaw",
+        "shutdown",
+        super::LONG_REQUESTS,
+    ];
 }
 
 /// Who is PID 1 in the guest.
@@ -488,19 +461,6 @@ mod tests {
         let newer = NewerSpec { dest: &"/x".into(), must_be_empty: true, later: "unknown" };
         let older: UnpackSpec = decode(&encode(&newer).unwrap()).unwrap();
         assert_eq!(older, UnpackSpec { dest: "/x".into(), must_be_empty: true });
-    }
-
-    #[test]
-    fn an_opening_has_a_context_that_an_older_agent_does_not_see() {
-        let request = Request::Shutdown { mode: ShutdownMode::PowerOff };
-        let context = Context { op_id: Some(OpId::from_random([7; 6])) };
-        let bytes = encode_opening(&request, Some(&context)).unwrap();
-        assert_eq!(decode_opening(&bytes).unwrap(), (request.clone(), context));
-        assert_eq!(decode::<Request>(&bytes).unwrap(), request, "as the first release reads it");
-        let plain = encode_opening(&request, None).unwrap();
-        assert_eq!(decode_opening(&plain).unwrap(), (request.clone(), Context::default()));
-        let spoilt = [plain, vec![0xff; 9]].concat();
-        assert_eq!(decode_opening(&spoilt).unwrap(), (request, Context::default()));
     }
 
     #[test]
