@@ -13,7 +13,7 @@ use banger_protocol::agent::frame::{
 use banger_protocol::agent::scan::{
     RECORD_HEADER_LEN, decode_header as decode_record, encode_header as encode_record,
 };
-use banger_protocol::agent::{Reply, Request, ScanSpec};
+use banger_protocol::agent::{ExecSpec, Reply, Request, ScanSpec};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -109,6 +109,11 @@ fn seeds() -> Vec<Vec<u8>> {
             let mut writer = sender.writer();
             writer.write_all(b"100644 blob 0123456789012345678901234567890123456789\ta\0").await.unwrap();
             writer.shutdown().await.unwrap();
+            receiver.reader().reply().await.unwrap();
+            let long = Request::Exec(ExecSpec::plain(&["true", &"x".repeat(MAX_PAYLOAD)]));
+            let (sender, receiver) = session.open(&long).await.unwrap();
+            sender.send("stdin".into()).await.unwrap();
+            sender.finish().await.unwrap();
             receiver.reader().reply().await.unwrap();
             let (sender, receiver) = session.open(&Request::Sync).await.unwrap();
             sender.finish().await.unwrap();

@@ -118,7 +118,7 @@ impl Handler for Agent {
             log(&format!("{op}{name}"));
         }
         let answer = match request {
-            Request::Exec(spec) => return exec::run(&spec, &stream, &self.standstill).await,
+            Request::Exec(spec) => return exec::run(spec, &stream, &self.standstill).await,
             Request::Hello(host) => self.hello(host).await,
             Request::Unpack(spec) => {
                 let input = stream.blocking_reader(Handle::current());

@@ -124,7 +124,7 @@ fn open<H: Handler>(mux: &Arc<Mux>, session: u32, id: u32, payload: &[u8], handl
     tokio::spawn(async move {
         let close = CloseOnDrop(Arc::clone(&stream));
         let whole = match opening {
-            Opening::Whole(request, context) => Some((request, context)),
+            Opening::Whole(whole) => Some(*whole),
             Opening::Long(bytes) => take_long(&stream, bytes).await,
         };
         if let Some((request, context)) = whole {

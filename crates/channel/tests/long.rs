@@ -17,10 +17,13 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
+/// A request, and the operation it is part of.
+type Asked = (Request, Option<OpId>);
+
 /// Notes what it is asked, and sends its input back.
 #[derive(Clone, Default)]
 struct Echo {
-    asked: Arc<Mutex<Vec<(Request, Option<OpId>)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Handler for Echo {

@@ -56,7 +56,21 @@ pub(crate) async fn open(op: &Op, vm: &Vm, live: &Live, request: ExecRequest) ->
         op_id: op.id().to_string(),
     };
     let agent = op.or_cancelled(live.agent_for(op)).await?;
-    let (sender, receiver) = agent.open(&Request::Exec(spec)).await.map_err(|error| match error {
+    let timeout = request.timeout_ms.map(Duration::from_millis);
+    let request = Request::Exec(spec);
+    // It waits for the guest to take a command that is long.
+    let opened = op.or_cancelled(async { agent.open(&request).await.map_err(|e| not_begun(e, vm)) });
+    let (sender, receiver) = match timeout {
+        Some(limit) => {
+            tokio::time::timeout(limit, opened).await.map_err(|_| overran(vm.name.as_str(), limit))??
+        }
+        None => opened.await?,
+    };
+    Ok(Exec { sender, receiver, timeout, vm: vm.name.to_string(), ephemeral: vm.ephemeral })
+}
+
+fn not_begun(error: ChannelError, vm: &Vm) -> Error {
+    match error {
         ChannelError::TooLong { size, max } => Error::invalid(format!(
             "the command, its arguments and its environment have {size} bytes, more than {max}"
         ))
@@ -65,9 +79,7 @@ pub(crate) async fn open(op: &Op, vm: &Vm, live: &Live, request: ExecRequest) ->
             vm.name
         )),
         other => other.into(),
-    })?;
-    let timeout = request.timeout_ms.map(Duration::from_millis);
-    Ok(Exec { sender, receiver, timeout, vm: vm.name.to_string(), ephemeral: vm.ephemeral })
+    }
 }
 
 impl Exec {

@@ -177,8 +177,23 @@ fn arguments_environment_and_directory_arrive_as_given() {
         .go()
         .ok();
     assert_eq!(passed.text(), "yes");
-    let long = "x".repeat(100_000);
-    vm.exec(["true", &long]).go().ends_with(125).says(&["more than 65536", "stdin"]).done();
+    // As many as execve takes, with stdin right behind them.
+    let mut noise = random::bytes(1_200_000, 9);
+    noise.iter_mut().filter(|byte| matches!(**byte, 0 | b'\n')).for_each(|byte| *byte = b'x');
+    let many: Vec<&[u8]> = noise[..1_100_000].chunks(100_000).chain(noise[1_100_000..].chunks(7)).collect();
+    let stdin = random::bytes(300_000, 10);
+    let argv =
+        [&b"sh"[..], b"-c", b"printf '%s\\n' \"$@\"; cat", b"sh"].into_iter().chain(many.iter().copied());
+    let out = vm.exec(argv.map(OsStr::from_bytes)).feed(Feed::Bytes(stdin.clone())).go().ok().stdout;
+    assert!(out == [many.join(&b"\n"[..]), b"\n".to_vec(), stdin].concat(), "{} bytes came", out.len());
+    // More than it takes, and more than is carried.
+    let script =
+        "ulimit -s 65536; x=$(printf %0100000d 0); for i in $(seq \"$1\"); do set -- \"$@\" \"$x\"; done
+        exec \"$0\" exec words -- true \"$@\"";
+    let banger = banger_testkit::bin_dir().join("banger");
+    let repeated = |times| sandbox.program("sh").args(["-c", script]).arg(&banger).arg(times).go();
+    repeated("25").ends_with(126).says(&["arguments and environment of 'true' are too long"]).done();
+    repeated("50").ends_with(125).says(&["more than 4194304", "stdin"]).done();
     assert_eq!(vm.exec_with(&["--workdir", "/bin"], ["pwd"]).go().ok().text(), "/bin");
     assert_eq!(vm.exec_with(&["--user", "1234"], ["id", "-u"]).go().ok().text(), "1234");
     let base = vm.exec(["env"]).go().ok();

@@ -151,6 +151,9 @@ fn a_daemon_works_with_the_older_agent_of_a_vm_it_takes_over_and_refuses_one_of_
     let error = prepare.go().ends_with(1).json_error();
     assert_eq!(error["code"], "unsupported", "{error}");
     assert!(error["hint"].as_str().unwrap().contains("banger vm restart"), "{error}");
+    let long = vm.exec_with(&["--json"], ["and", &"x".repeat(100_000)]).go().ends_with(125).json_error();
+    assert_eq!(long["code"], "unsupported", "{long}");
+    assert!(long["hint"].as_str().unwrap().contains("banger vm restart"), "{long}");
     assert_eq!(vm.exec(["and", "here"]).go().ok().text(), "and here");
 
     // Given one of another major version

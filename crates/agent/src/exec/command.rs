@@ -1,6 +1,7 @@
 //! What to run, as whom, with what environment: from the request's bytes to prepared C strings.
 //! Starts nothing itself but through [`super::spawn`].
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read as _;
@@ -15,6 +16,8 @@ use super::account::{self, Account};
 use super::spawn::{Child, Failure, Plan, spawn};
 use crate::standstill::Leave;
 
+/// What is named in a sentence is cut to so many characters: the sentence has to fit in a message.
+const SHOWN: usize = 200;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A command, resolved.
@@ -36,7 +39,10 @@ impl Command {
     pub(super) fn resolve(spec: &ExecSpec, etc: &Path) -> Result<Self, ExitStatus> {
         let user = spec.user.as_deref().unwrap_or("root");
         let account = account::find(etc, user).ok_or_else(|| {
-            ExitStatus::NotExecutable(format!("there is no user '{}' in the guest", user.escape_default()))
+            ExitStatus::NotExecutable(format!(
+                "there is no user '{}' in the guest",
+                shown(user.as_bytes()).escape_default()
+            ))
         })?;
         let env = environment(spec, &account);
         let (program, argv) = match spec.argv.split_first() {
@@ -60,7 +66,7 @@ impl Command {
             env: c_strings(env)?,
             cwd: c_strings(vec![cwd])?.swap_remove(0),
             account,
-            shown: String::from_utf8_lossy(&program).into_owned(),
+            shown: shown(&program),
         })
     }
 
@@ -146,7 +152,7 @@ impl Command {
             }
             Failure::Exec(e, _) => format!("'{name}' cannot run: {e}"),
             Failure::Cwd(e) => {
-                let cwd = self.cwd.to_string_lossy();
+                let cwd = shown(self.cwd.as_bytes());
                 match e {
                     Errno::NOENT => format!("the working directory {cwd} does not exist in the guest"),
                     Errno::NOTDIR => format!("the working directory {cwd} is not a directory"),
@@ -176,13 +182,26 @@ fn environment(spec: &ExecSpec, account: &Account) -> Vec<(Vec<u8>, Vec<u8>)> {
     if spec.tty.is_some() {
         env.push((b"TERM".to_vec(), b"xterm-256color".to_vec()));
     }
+    let mut places: HashMap<Vec<u8>, usize> =
+        env.iter().enumerate().map(|(i, (key, _))| (key.clone(), i)).collect();
     for (key, value) in &spec.env {
-        match env.iter_mut().find(|(k, _)| *k == key.0) {
+        let at = *places.entry(key.0.clone()).or_insert(env.len());
+        match env.get_mut(at) {
             Some((_, v)) => v.clone_from(&value.0),
             None => env.push((key.0.clone(), value.0.clone())),
         }
     }
     env
+}
+
+/// How to call something in a sentence.
+fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut cut: String = text.chars().take(SHOWN).collect();
+    if cut.len() < text.len() {
+        cut.push('\u{2026}');
+    }
+    cut
 }
 
 /// The files that a program's name may mean.
@@ -203,7 +222,7 @@ fn c_strings(list: Vec<Vec<u8>>) -> Result<Vec<CString>, ExitStatus> {
     list.into_iter()
         .map(|bytes| {
             CString::new(bytes).map_err(|e| {
-                let shown = String::from_utf8_lossy(&e.clone().into_vec()).into_owned();
+                let shown = shown(&e.into_vec());
                 ExitStatus::NotExecutable(format!(
                     "{shown:?} holds a zero byte, which no command can be given"
                 ))

@@ -41,7 +41,7 @@ const FIRST_READ: usize = 4 * 1024;
 const LARGEST_READ: usize = 64 * 1024;
 
 /// Runs a command for the host and tells it the outcome.
-pub(crate) async fn run(spec: &ExecSpec, stream: &GuestStream, standstill: &Standstill) {
+pub(crate) async fn run(spec: ExecSpec, stream: &GuestStream, standstill: &Standstill) {
     // First who is gone: in a copy of this machine nobody asks for the command any more.
     let leave = tokio::select! {
         biased;
@@ -50,9 +50,8 @@ pub(crate) async fn run(spec: &ExecSpec, stream: &GuestStream, standstill: &Stan
     };
     let life = standstill.life();
     // On a thread of its own: a program on a file system that hangs must not keep the agent from answering others.
-    let of = spec.clone();
     let started = tokio::task::spawn_blocking(move || {
-        let started = start(&of, &leave);
+        let started = start(&spec, &leave);
         drop(leave);
         started
     });

@@ -88,6 +88,37 @@ async fn arguments_and_environment_arrive_as_they_were_given() {
 }
 
 #[tokio::test]
+async fn what_execve_does_not_take_is_said() {
+    let s = session().await;
+    let many =
+        |len: usize| ["true".into()].into_iter().chain((0..len / 1000).map(|_| "x".repeat(999).into()));
+    let run = async |argv: Vec<ByteString>| fixture::exec_bytes(&s, argv, |_| ()).await.status;
+    assert_eq!(run(many(1_800_000).collect()).await, ExitStatus::Code(0));
+    let too_long = ExitStatus::NotExecutable("the arguments and environment of 'true' are too long".into());
+    assert_eq!(run(many(2_300_000).collect()).await, too_long);
+    assert_eq!(run(vec!["true".into(), "x".repeat(131_072).into()]).await, too_long);
+    // Long names are told, too.
+    let ExitStatus::NotExecutable(text) = run(vec!["x".repeat(1_000_000).into()]).await else { panic!() };
+    assert!(text.contains("x\u{2026}' cannot run: File name too long"), "{text}");
+    let nowhere = exec(&s, &["true"], |e| e.cwd = Some("/x".repeat(500_000).into())).await.status;
+    let ExitStatus::NotExecutable(text) = nowhere else { panic!() };
+    assert!(text.contains("the working directory /x/x"), "{text}");
+    let nobody = exec(&s, &["true"], |e| e.user = Some("x".repeat(1_000_000))).await.status;
+    assert!(matches!(nobody, ExitStatus::NotExecutable(_)), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn the_last_of_many_variables_of_one_name_counts() {
+    let s = session().await;
+    // Given as many variables as fit, in two thirds of which there is news
+    let env: Vec<(ByteString, ByteString)> =
+        (0..60_000).map(|n| (format!("V{}", n % 40_000).into(), n.to_string().into())).collect();
+    let script = "env | grep -c ^V; echo $V0 $V19999 $V20000 $V39999";
+    let got = exec(&s, &["sh", "-c", script], |e| e.env = env).await;
+    assert_eq!(got.out, b"40000\n40000 59999 20000 39999\n");
+}
+
+#[tokio::test]
 async fn the_environment_is_clean() {
     let s = session().await;
     let got =

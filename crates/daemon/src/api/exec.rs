@@ -15,9 +15,9 @@ use super::respond::{Failure, with_op};
 use super::{App, parse};
 use crate::exec;
 
-/// The largest request body: arguments and environment together are at most this long in the
-/// guest too (execve(2), a quarter of the stack limit, with room for their encoding).
-pub(crate) const MAX_REQUEST: usize = 8 << 20;
+/// The largest request body. Arguments and environment have 2 MiB at most in the guest (execve(2): a quarter of the stack
+/// limit), and JSON makes six bytes of one where it has to.
+pub(crate) const MAX_REQUEST: usize = 16 << 20;
 
 /// Query of an exec.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]

@@ -23,7 +23,7 @@ pub struct Context {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Opening {
     /// The request, and what it is part of.
-    Whole(Request, Context),
+    Whole(Box<(Request, Context)>),
     /// They come as the first so many bytes of the In lane. Since 1.3, to an agent that announced [`LONG_REQUESTS`].
     Long(u64),
 }
@@ -63,7 +63,7 @@ pub fn decode_opening(bytes: &[u8]) -> Result<Opening, String> {
     if let Ok(Announcement::Long { bytes }) = decode(bytes) {
         return Ok(Opening::Long(bytes));
     }
-    decode_whole(bytes).map(|(request, context)| Opening::Whole(request, context))
+    decode_whole(bytes).map(|whole| Opening::Whole(Box::new(whole)))
 }
 
 /// A request and its context; one that cannot be read is none.
@@ -86,10 +86,10 @@ mod tests {
         let request = Request::Shutdown { mode: ShutdownMode::PowerOff };
         let context = Context { op_id: Some(OpId::from_random([7; 6])) };
         let bytes = encode_opening(&request, Some(&context)).unwrap();
-        assert_eq!(decode_opening(&bytes).unwrap(), Opening::Whole(request.clone(), context));
+        assert_eq!(decode_opening(&bytes).unwrap(), Opening::Whole(Box::new((request.clone(), context))));
         assert_eq!(decode::<Request>(&bytes).unwrap(), request, "as the first release reads it");
         let plain = encode_opening(&request, None).unwrap();
-        let whole = Opening::Whole(request, Context::default());
+        let whole = Opening::Whole(Box::new((request, Context::default())));
         assert_eq!(decode_opening(&plain).unwrap(), whole);
         assert_eq!(decode_opening(&[plain, vec![0xff; 9]].concat()).unwrap(), whole);
     }
