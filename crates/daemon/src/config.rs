@@ -97,6 +97,8 @@ pub(crate) struct Setting<T> {
 pub(crate) struct Config {
     /// The file that was read, if there is one.
     pub file: Option<PathBuf>,
+    /// The file that `BANGER_CONFIG` names, when it is not there. Not an error: scripts name where one could be.
+    pub absent: Option<PathBuf>,
     /// Virtual CPUs of a VM.
     pub vcpu: Setting<u32>,
     /// Memory of a VM.
@@ -179,7 +181,8 @@ impl Config {
                 Err(e) => return Err(Error::invalid(format!("{} cannot be read: {e}", path.display()))),
             },
         };
-        Self::merge(file, found, &env, host)
+        let absent = path.filter(|_| named.is_some_and(|named| !named.is_dir()) && found.is_none());
+        Ok(Self { absent, ..Self::merge(file, found, &env, host)? })
     }
 
     fn merge(
@@ -212,6 +215,7 @@ impl Config {
         };
         Ok(Self {
             file: found,
+            absent: None,
             vcpu: setting("vm_defaults.vcpu", defaults.vcpu, Ok, vcpu)?,
             memory: setting("vm_defaults.memory", defaults.memory, |s| s.parse(), memory)?,
             disk: setting("vm_defaults.disk_size", defaults.disk_size, |s| s.parse(), Bytes(8 << 30))?,
@@ -302,6 +306,18 @@ mod tests {
         assert_eq!((config.vcpu.value, config.memory.value), (2, Mib(2816)));
         assert_eq!(config.memory.origin, Origin::Builtin);
         assert_eq!(config.file, None);
+    }
+
+    #[test]
+    fn a_file_that_is_named_and_absent_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let absent = |key: &str, path: &std::path::Path| {
+            Config::load(|asked| (asked == key).then(|| path.to_owned().into()), HOST).unwrap().absent
+        };
+        let file = dir.path().join("config.toml");
+        assert_eq!(absent("BANGER_CONFIG", &file), Some(file));
+        assert_eq!(absent("BANGER_CONFIG", dir.path()), None, "a directory need not have one");
+        assert_eq!(absent("XDG_CONFIG_HOME", dir.path()), None);
     }
 
     #[test]

@@ -48,6 +48,9 @@ impl Daemon {
     pub(crate) async fn open(dirs: Dirs) -> Result<Arc<Self>> {
         let host = Host::measure();
         let config = Config::load(|key| std::env::var_os(key), host)?;
+        if let Some(file) = &config.absent {
+            tracing::warn!("BANGER_CONFIG names {}, which is not there", file.display());
+        }
         let companions = companions()?;
         let groups = Groups::take();
         match &groups {

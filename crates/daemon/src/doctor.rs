@@ -217,5 +217,10 @@ fn defaults(config: &Config) -> Check {
     if let Some(file) = &config.file {
         parts.push(format!("config file {}", file.display()));
     }
+    if let Some(file) = &config.absent {
+        parts.push(format!("BANGER_CONFIG names {}, which is not there", file.display()));
+        let hint = "correct BANGER_CONFIG or write that file, then 'banger daemon stop'; the next command starts a daemon with it";
+        return warn("defaults", parts.join(", "), hint.to_owned());
+    }
     ok("defaults", parts.join(", "))
 }

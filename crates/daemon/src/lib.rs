@@ -31,6 +31,9 @@ pub use crate::steps::steps;
 use crate::daemon::Daemon;
 use crate::startup::{Dirs, Lock, start_log};
 
+/// A file would exceed RLIMIT_FSIZE (signal(7)).
+const SIGXFSZ: i32 = 25;
+
 /// Runs the daemon until it is told to end. `ready` gets one line of JSON: `{"ready":{"pid":…}}`
 /// once the socket answers, or `{"error":{…}}`.
 ///
@@ -49,14 +52,15 @@ pub fn run(mut ready: Option<File>) -> Result<()> {
 }
 
 fn start(ready: &mut Option<File>) -> Result<()> {
-    let dirs = Dirs::open(|key| std::env::var_os(key))?;
-    let _lock = Lock::take(&dirs)?;
-    start_log(&dirs.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|e| Error::new(ErrorCode::Internal, format!("no runtime: {e}")))?;
+    outlive_file_limits(&runtime);
+    let dirs = Dirs::open(|key| std::env::var_os(key))?;
+    let _lock = Lock::take(&dirs)?;
+    start_log(&dirs.state)?;
     runtime.block_on(async {
         let daemon = Daemon::open(dirs).await?;
         let listener = daemon.bind()?;
@@ -65,6 +69,17 @@ fn start(ready: &mut Option<File>) -> Result<()> {
         say(ready, &serde_json::json!({ "ready": { "pid": std::process::id() } }));
         daemon.serve(listener).await
     })
+}
+
+/// A file that may not become longer (`ulimit -f`) is an error of whoever writes it, not our end. A handler does that, and
+/// unlike an ignored signal it is not passed on to programs that we start.
+fn outlive_file_limits(runtime: &tokio::runtime::Runtime) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let _entered = runtime.enter();
+    // It stays when what is returned is dropped.
+    if let Err(e) = signal(SignalKind::from_raw(SIGXFSZ)) {
+        tracing::warn!("SIGXFSZ would end the daemon: {e}");
+    }
 }
 
 /// One line to whoever started us, once.

@@ -86,7 +86,7 @@ impl From<StoreError> for Error {
             StoreError::TooNew { .. } => Error::new(ErrorCode::Unsupported, message)
                 .with_hint("it was left as it is; use the newer banger, or another BANGER_STATE_DIR"),
             StoreError::NameTaken(name) => Error::new(ErrorCode::AlreadyExists, message)
-                .with_hint(format!("choose another --name, or 'banger vm delete {name}'")),
+                .with_hint(format!("choose another --name, or 'banger vm delete {name}' ('-f' if it runs)")),
             StoreError::Locked => Error::new(ErrorCode::Busy, message)
                 .with_hint("close whatever has banger.db open, such as an sqlite3 shell or a backup, and try again"),
             StoreError::Sqlite(ref e) => match e.sqlite_error_code() {

@@ -238,7 +238,7 @@ impl Sandbox {
         [
             ("BANGER_STATE_DIR", path("state")),
             ("BANGER_RUNTIME_DIR", path("run")),
-            ("BANGER_CONFIG", path("config/config.toml")),
+            ("BANGER_CONFIG", path("config")),
             ("HOME", path("home")),
             ("XDG_STATE_HOME", path("home")),
             ("XDG_RUNTIME_DIR", path("run")),

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use banger_testkit::{Sandbox, bin_dir};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
 fn has(value: &Value, fields: &[&str]) {
@@ -122,6 +123,7 @@ fn doctor_says_what_is_missing_and_what_to_type() {
     for name in ["kvm", "qemu", "disk", "kernel", "image", "network"] {
         assert!(checks.iter().any(|c| c["name"] == name), "no check '{name}': {out}");
     }
+    a_limit_on_files_does_not_end_the_daemon(&sandbox);
     // Given a host without QEMU.
     sandbox.banger(["daemon", "stop"]).go().ok().done();
     let without = sandbox.banger(["doctor", "--json"]).env("BANGER_QEMU", "/no/such/qemu").go().ends_with(1);
@@ -129,6 +131,22 @@ fn doctor_says_what_is_missing_and_what_to_type() {
     let qemu = all.as_array().unwrap().iter().find(|c| c["name"] == "qemu").unwrap().clone();
     assert_eq!(qemu["status"], "fail", "{qemu}");
     assert!(qemu["detail"].as_str().unwrap().contains("/no/such/qemu"), "{qemu}");
+}
+
+/// As `ulimit -f` sets it, which ends a program that does not expect it.
+fn a_limit_on_files_does_not_end_the_daemon(sandbox: &Sandbox) {
+    let daemon = sandbox.daemon().unwrap();
+    let pid = Pid::from_raw(i32::try_from(daemon).unwrap());
+    let limit = |most| prlimit(pid, Resource::Fsize, Rlimit { current: most, maximum: None }).unwrap();
+    let args = ["vm", "create", "--no-start", "--image", "bare", "--name", "limited", "--json"];
+    let create = || sandbox.banger(args).go();
+    limit(Some(1000));
+    let refused = create().ends_with(1);
+    assert_eq!(refused.json_error()["code"], "unavailable", "{refused}");
+    assert_eq!(sandbox.daemon(), Some(daemon), "it went on");
+    limit(None);
+    create().ok().done();
+    sandbox.existing("limited").delete();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use banger_model::{
     VmName, WorkspaceMode, parse_duration,
 };
 use banger_protocol::api::{CreateVm, ExecRequest, PrepareRequest};
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser as _};
 use clap_complete::engine::ArgValueCompleter;
 
 use super::completion;
@@ -199,7 +199,7 @@ pub(crate) struct TerminalArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExecArgs {
     /// Set a variable, or with a bare KEY pass on our own; may be repeated
-    #[arg(short, long = "env", value_name = "KEY[=VALUE]", value_parser = clap::builder::OsStringValueParser::new())]
+    #[arg(short, long = "env", value_name = "KEY[=VALUE]", value_parser = OsStringValueParser::new().try_map(named))]
     env: Vec<OsString>,
     /// Directory to run in [default: the workspace, else the user's home]
     #[arg(short, long, value_name = "DIR")]
@@ -215,22 +215,13 @@ pub(crate) struct ExecArgs {
 impl ExecArgs {
     /// The request for a command, and whether the keyboard becomes the guest's. An empty command is
     /// the login shell.
-    ///
-    /// # Errors
-    /// When `--env` has no name.
-    pub(crate) fn into_request(
-        self,
-        argv: Vec<OsString>,
-        terminal: &TerminalArgs,
-    ) -> Result<(ExecRequest, bool)> {
+    pub(crate) fn into_request(self, argv: Vec<OsString>, terminal: &TerminalArgs) -> (ExecRequest, bool) {
         let keyboard = terminal::stdin_is_terminal();
         let tty = terminal.tty;
-        let mut env = Vec::new();
-        for word in self.env {
-            env.extend(variable(&word, |key| std::env::var_os(key))?);
-        }
+        let own = |key: &OsStr| std::env::var_os(key);
+        let mut env: Vec<_> = self.env.iter().filter_map(|word| variable(word, own)).collect();
         if tty && !env.iter().any(|(key, _)| key.as_bytes() == b"TERM") {
-            env.extend(variable(OsStr::new("TERM"), |key| std::env::var_os(key))?);
+            env.extend(variable(OsStr::new("TERM"), own));
         }
         let request = ExecRequest {
             argv: argv.into_iter().map(ByteString::from).collect(),
@@ -241,26 +232,26 @@ impl ExecArgs {
             stdin: terminal.interactive || tty || !keyboard,
             timeout_ms: self.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         };
-        Ok((request, tty && keyboard))
+        (request, tty && keyboard)
     }
 }
 
+/// Refuses a variable without a name.
+fn named(word: OsString) -> Result<OsString, &'static str> {
+    if word.is_empty() || word.as_bytes().starts_with(b"=") {
+        return Err("a variable has a name: KEY=VALUE, or KEY");
+    }
+    Ok(word)
+}
+
 /// `KEY=VALUE`, or `KEY` with its value from `own`; a variable we do not have is not passed on.
-fn variable(
-    word: &OsStr,
-    own: impl Fn(&OsStr) -> Option<OsString>,
-) -> Result<Option<(ByteString, ByteString)>> {
+fn variable(word: &OsStr, own: impl Fn(&OsStr) -> Option<OsString>) -> Option<(ByteString, ByteString)> {
     let bytes = word.as_bytes();
     let (key, value) = match bytes.iter().position(|b| *b == b'=') {
-        Some(at) => (&bytes[..at], Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned())),
-        None => (bytes, own(word)),
+        Some(at) => (&bytes[..at], OsStr::from_bytes(&bytes[at + 1..]).to_owned()),
+        None => (bytes, own(word)?),
     };
-    if key.is_empty() {
-        return Err(Error::invalid(format!("--env '{}' has no name", word.display()))
-            .with_hint("write --env KEY=VALUE or --env KEY")
-            .into());
-    }
-    Ok(value.map(|value| (ByteString(key.to_vec()), ByteString::from(value))))
+    Some((ByteString(key.to_vec()), ByteString::from(value)))
 }
 
 #[cfg(test)]
@@ -272,12 +263,13 @@ mod tests {
         let own = |key: &OsStr| (key == "HERE").then(|| OsString::from_vec(vec![0xff]));
         let get = |word: &[u8]| variable(OsStr::from_bytes(word), own);
         let pair = |k: &[u8], v: &[u8]| Some((ByteString(k.to_vec()), ByteString(v.to_vec())));
-        assert_eq!(get(b"A=b=c").unwrap(), pair(b"A", b"b=c"));
-        assert_eq!(get(b"A=").unwrap(), pair(b"A", b""));
-        assert_eq!(get(b"A=\xfe").unwrap(), pair(b"A", b"\xfe"));
-        assert_eq!(get(b"HERE").unwrap(), pair(b"HERE", b"\xff"));
-        assert_eq!(get(b"GONE").unwrap(), None);
-        assert!(get(b"=x").is_err());
-        assert!(get(b"").is_err());
+        assert_eq!(get(b"A=b=c"), pair(b"A", b"b=c"));
+        assert_eq!(get(b"A="), pair(b"A", b""));
+        assert_eq!(get(b"A=\xfe"), pair(b"A", b"\xfe"));
+        assert_eq!(get(b"HERE"), pair(b"HERE", b"\xff"));
+        assert_eq!(get(b"GONE"), None);
+        for (word, fine) in [("=x", false), ("", false), ("A", true), ("A=", true)] {
+            assert_eq!(named(word.into()).is_ok(), fine, "{word}");
+        }
     }
 }

@@ -11,6 +11,8 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["run", "--frobnicate"],
         &["exec", "web"],
         &["exec"],
+        &["exec", "web", "--env", "", "--", "true"],
+        &["run", "--rm", "-e", "=x", "--", "true"],
         &["run", "--memory", "lots"],
         &["run", "--name", "Not_A_Name"],
         &["run", "--vcpu", "0"],

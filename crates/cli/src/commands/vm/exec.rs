@@ -57,7 +57,7 @@ pub(super) async fn in_vm(
 ) -> Result<u8> {
     let mut signals = Signals::all()?;
     let client = context.client()?;
-    let (request, raw) = exec.into_request(command, terminal)?;
+    let (request, raw) = exec.into_request(command, terminal);
     if refresh.auto_prepare {
         let prepared = tokio::select! {
             prepared = workspace::refresh(vm, refresh.force, context) => prepared?,

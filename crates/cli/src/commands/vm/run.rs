@@ -75,7 +75,7 @@ pub(crate) async fn run(mut args: Args, context: &Context) -> Result<u8> {
     }
     args.terminal.tty |= args.command.is_empty() && terminal::stdin_is_terminal();
     let interactive = args.terminal.tty;
-    let (request, raw) = args.exec.into_request(args.command, &args.terminal)?;
+    let (request, raw) = args.exec.into_request(args.command, &args.terminal);
 
     let wanted = CreateVm { rm: args.rm, workspace: repository, ..args.machine.into_request() };
     let (created, held) = until_signal(&mut signals, create(&client, &wanted, context)).await?;
