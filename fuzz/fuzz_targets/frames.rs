@@ -110,12 +110,13 @@ fn seeds() -> Vec<Vec<u8>> {
             writer.write_all(b"100644 blob 0123456789012345678901234567890123456789\ta\0").await.unwrap();
             writer.shutdown().await.unwrap();
             receiver.reader().reply().await.unwrap();
+            let (sender, receiver) = session.open(&Request::Sync).await.unwrap();
+            sender.finish().await.unwrap();
+            receiver.reader().reply().await.unwrap();
+            // The last: it is longer than inputs are kept.
             let long = Request::Exec(ExecSpec::plain(&["true", &"x".repeat(MAX_PAYLOAD)]));
             let (sender, receiver) = session.open(&long).await.unwrap();
             sender.send("stdin".into()).await.unwrap();
-            sender.finish().await.unwrap();
-            receiver.reader().reply().await.unwrap();
-            let (sender, receiver) = session.open(&Request::Sync).await.unwrap();
             sender.finish().await.unwrap();
             receiver.reader().reply().await.unwrap();
         };
