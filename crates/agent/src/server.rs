@@ -296,7 +296,11 @@ impl Agent {
         if let Ok(Err(e)) = tokio::task::spawn_blocking(ahead).await {
             log(&e.to_string());
         }
-        done(self.standstill.freeze(groups).await)
+        self.standstill.freeze(groups).await?;
+        if let Err(e) = restored::take_stock() {
+            log(&e.to_string());
+        }
+        Ok(Reply::Done)
     }
 }
 

@@ -1,5 +1,6 @@
 //! TCP connections that a copy of a machine has and its network knows nothing of: the kernel ends them, so that programs
-//! notice now and not when their patience is over. Must never end those within the machine, nor what only listens.
+//! notice now and not when their patience is over. Must never end those within the machine, what only listens, nor what the
+//! copy has opened itself.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,28 +22,46 @@ const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 /// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
 const ID: usize = 48;
 
-/// Ends all that lead out of this machine; how many.
-pub(super) fn end_foreign() -> Result<usize> {
-    let failed = || BootError::os("end the connections of the machine that this one was copied from");
+/// One, as the kernel knows it: another that happens to have its ports and addresses is not it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Connection {
+    family: u8,
+    /// `struct inet_diag_sockid`, with the kernel's cookie.
+    id: [u8; ID],
+}
+
+/// Those that lead out of this machine now.
+pub(super) fn foreign() -> Result<Vec<Connection>> {
+    let failed = || BootError::os("list the guest's connections");
     let kernel = Netlink::open_to(Some(SOCK_DIAG)).map_err(failed())?;
-    let mut ended = 0;
+    let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let all = match kernel.dump(SOCK_DIAG_BY_FAMILY, &about(family, &[0; ID])) {
             // The image has no module for that, or the kernel knows no such family.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             all => all.map_err(failed())?,
         };
-        for connection in &all {
-            let Some(id) = connection.get(4..4 + ID).filter(|id| is_foreign(family, id)) else { continue };
-            match kernel.request(SOCK_DESTROY, &about(family, id)) {
-                Ok(()) => ended += 1,
-                // It has ended by itself meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed()(error)),
-            }
+        let ids = all.iter().filter_map(|one| one.get(4..)?.first_chunk().copied());
+        found.extend(ids.filter(|id| is_foreign(family, id)).map(|id| Connection { family, id }));
+    }
+    Ok(found)
+}
+
+/// Ends those that are still there.
+pub(super) fn end(connections: &[Connection]) -> Result<()> {
+    if connections.is_empty() {
+        return Ok(());
+    }
+    let failed = || BootError::os("end the connections of the machine that this one was copied from");
+    let kernel = Netlink::open_to(Some(SOCK_DIAG)).map_err(failed())?;
+    for Connection { family, id } in connections {
+        match kernel.request(SOCK_DESTROY, &about(*family, id)) {
+            // It has ended by itself meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            ended => ended.map_err(failed())?,
         }
     }
-    Ok(ended)
+    Ok(())
 }
 
 /// `struct inet_diag_req_v2`.

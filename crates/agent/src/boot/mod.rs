@@ -24,6 +24,7 @@ mod root;
 mod shutdown;
 mod sys;
 
+pub(crate) use connections::Connection;
 use disks::Disks;
 pub use error::BootError;
 use error::Result;
@@ -274,15 +275,28 @@ pub fn configure_network(config: &NetworkConfig) -> Result<(), BootError> {
     network::configure(config)
 }
 
-/// Ends the connections that a copy has of another machine's, and lets the network device make its IPv6 address anew, from
-/// the MAC address that it has by now.
+/// Lets the network device make its IPv6 address anew, from the MAC address that it has by now.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn renew_network() -> Result<(), BootError> {
-    let ended = connections::end_foreign();
-    network::renew_ipv6()?;
-    ended.map(drop)
+pub fn renew_ipv6() -> Result<(), BootError> {
+    network::renew_ipv6()
+}
+
+/// The TCP connections that lead to other machines now.
+///
+/// # Errors
+/// When the kernel does not say.
+pub(crate) fn foreign_connections() -> Result<Vec<Connection>, BootError> {
+    connections::foreign()
+}
+
+/// Ends those connections of that list that there still are.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn end_connections(list: &[Connection]) -> Result<(), BootError> {
+    connections::end(list)
 }
 
 /// Flushes all file systems. Blocks.

@@ -7,14 +7,17 @@ mod machine_id;
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use banger_model::{Error, ErrorCode};
 use banger_protocol::agent::{HostHello, Identity};
 
-use crate::boot;
+use crate::boot::{self, Connection};
 use host_keys::KeyKind;
 
+/// The connections to other machines that there were when everything last stood still: in a copy they lead nowhere.
+static CONNECTIONS: Mutex<Vec<Connection>> = Mutex::new(Vec::new());
 /// How much of a file is looked at ahead.
 const LOOK: u64 = 1 << 20;
 
@@ -60,6 +63,18 @@ pub(crate) fn look_ahead() {
     }
     host_keys::found(root);
     hooks::are_any(root);
+    // Loads the kernel's module for that, too.
+    let _ = boot::foreign_connections();
+}
+
+/// Notes what is there and will not be a copy's. Everything stands still.
+pub(crate) fn take_stock() -> Result<(), Error> {
+    *lock(&CONNECTIONS) = boot::foreign_connections()?;
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sets the clock to what the host said, and the time since then.
@@ -98,10 +113,11 @@ impl Remaining {
         if let (Some(old), Some(id)) = (&self.old_id, &self.identity.machine_id) {
             machine_id::rename_journal(root, old, id);
         }
-        if self.identity.network.is_some()
-            && let Err(error) = boot::renew_network()
-        {
-            log(&error.to_string());
+        if self.identity.network.is_some() {
+            let ended = boot::end_connections(&lock(&CONNECTIONS));
+            for error in [ended, boot::renew_ipv6()].into_iter().filter_map(Result::err) {
+                log(&error.to_string());
+            }
         }
         host_keys::generate(root, &self.keys, &self.identity.hostname, &log);
         hooks::run(root, &self.identity, &log);
