@@ -121,7 +121,6 @@ const TABLE: &[Line] = &[
         Some(|v, s| Box::pin(async move { v.tear_down(s.op, &s.vm.id).await })),
     ),
     own("boot", "booting", |v, s| Box::pin(v.await_agent(s)), None),
-    own("rehearse", "rehearsing", |v, s| Box::pin(v.rehearse(s)), None),
     Line::ConfigureGuest,
     own("workspace_readonly", "protecting the workspace", |v, s| Box::pin(v.protect_workspace(s)), None),
     own("running", "recording", |v, s| Box::pin(v.record_running(s)), None),
@@ -136,8 +135,7 @@ const SPARE_STEPS: [&str; 3] = ["starting", "boot", "running"];
 /// The names of a start's steps, the teardown of what an earlier run left first. The crash tests and `--timings` know
 /// them by these.
 pub(super) fn step_names() -> Vec<String> {
-    let of_users = steps().into_iter().filter(|step| has(Purpose::Run, &Origin::Boot, step));
-    let own = of_users.map(|step| step.name.name.to_owned());
+    let own = steps().into_iter().map(|step| step.name.name.to_owned());
     teardown::steps().into_iter().chain(own).collect()
 }
 
@@ -145,14 +143,13 @@ pub(super) fn step_names() -> Vec<String> {
 fn has(purpose: Purpose, origin: &Origin, step: &Step) -> bool {
     // The memory of a guest that goes on has all that an agent was ever told.
     let tells = matches!(step.work, Work::ConfigureGuest(_)) || step.name.name == "workspace_readonly";
-    let (rehearses, records) =
-        (step.name.name == "rehearse", ["starting", "running"].contains(&step.name.name));
+    let records = ["starting", "running"].contains(&step.name.name);
     let restored = origin.snapshot().is_some();
     match purpose {
         Purpose::Run if matches!(origin, Origin::Spare(_)) => SPARE_STEPS.contains(&step.name.name),
-        Purpose::Run => !rehearses && (!tells || !restored),
+        Purpose::Run => !tells || !restored,
         Purpose::Rescue => rescue::has(step),
-        Purpose::Template => !rehearses && !records,
+        Purpose::Template => !records,
         Purpose::Spare => !tells && !records,
     }
 }

@@ -178,20 +178,6 @@ impl Vms {
         }
     }
 
-    /// Has the guest of one that will wait do what it will be asked for first, with its processes standing still, and
-    /// halts it: whoever gets it does not wait for pages of memory to be read, nor for code to be translated.
-    pub(super) async fn rehearse(self: &Arc<Self>, start: &mut Start<'_>) -> Result<()> {
-        let (Some(machine), Some((agent, _))) = (&start.machine, &start.agent) else {
-            return Err(Error::internal("a rehearsal without a guest"));
-        };
-        let agent = agent.for_operation(start.op.id());
-        // How it ends is not asked: an image may have no shell.
-        let command = Request::Exec(ExecSpec::plain(REHEARSAL));
-        let answered = tokio::time::timeout(REANSWER, agent.call(&command)).await;
-        answered.map_err(|_| boot_failed(&start.vm, "its rehearsal did not end", &[]))??;
-        Ok(machine.pause().await?)
-    }
-
     pub(super) async fn ended_in_boot(self: &Arc<Self>, start: &Start<'_>, exit: &ExitInfo) -> Error {
         self.not_booted(start, exit.reason.as_str()).await
     }
@@ -214,6 +200,20 @@ impl Vms {
 }
 
 impl Start<'_> {
+    /// Has the guest of one that will wait do what it will be asked for first, with its processes standing still, and
+    /// halts it: whoever gets it does not wait for pages of memory to be read, nor for code to be translated.
+    pub(in crate::vm) async fn rehearse(&self) -> Result<()> {
+        let (Some(machine), Some((agent, _))) = (&self.machine, &self.agent) else {
+            return Err(Error::internal("a rehearsal without a guest"));
+        };
+        let agent = agent.for_operation(self.op.id());
+        // How it ends is not asked: an image may have no shell.
+        let command = Request::Exec(ExecSpec::plain(REHEARSAL));
+        let answered = tokio::time::timeout(REANSWER, agent.call(&command)).await;
+        answered.map_err(|_| boot_failed(&self.vm, "its rehearsal did not end", &[]))??;
+        Ok(machine.pause().await?)
+    }
+
     /// Who a guest that goes on from a snapshot is.
     fn identity(&self) -> Option<Identity> {
         let snapshot = self.origin.snapshot()?;

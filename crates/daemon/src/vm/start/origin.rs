@@ -66,7 +66,7 @@ impl Origin {
 /// What a start comes to that ends with a halted guest, for another that goes on from there.
 pub(in crate::vm) struct Waiting {
     pub(super) machine: Arc<dyn Machine>,
-    /// It answered once: see [`Vms::rehearse`](super::Vms::rehearse).
+    /// It answered once: see [`Start::rehearse`](super::Start::rehearse).
     pub(super) agent: (Session, AgentHello),
     pub(super) handles: Handles,
     pub(super) plugged: Vec<Box<dyn Hooks>>,

@@ -228,6 +228,7 @@ impl Vms {
             self.step(&op, &id, "reserve", reserve).await?;
             let mut start = Start::new(&op, vm, Origin::Restore(template.clone()), Purpose::Spare);
             self.run_steps(&mut start).await?;
+            self.step(&op, &id, "rehearse", start.rehearse()).await?;
             let ready =
                 async { start.into_waiting().ok_or_else(|| Error::internal("a spare without a machine")) };
             self.step(&op, &id, "ready", ready).await
