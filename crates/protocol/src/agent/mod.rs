@@ -24,5 +24,5 @@ pub use opening::{
 /// This protocol's version. 1.1: a scan says where a submodule changed and which repositories it left out;
 /// workspaces are copied in and compared by requests of their own. 1.2: a guest can be told to stand still, and who it
 /// is when it goes on elsewhere; a scan says that it goes on; a comparison says what is staged and which copy is there.
-/// 1.3: a request may be longer than a frame.
+/// 1.3: a request may be longer than a frame; a copy may rehearse who it will be.
 pub const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 3 };
