@@ -304,14 +304,15 @@ fn processes(sandbox: &Sandbox, id: &str) -> Vec<u32> {
     all.iter().filter(|p| p.detail.contains(id)).map(|p| p.key.parse().unwrap()).collect()
 }
 
-/// A process that writes down each name that it sees its machine have, and a hook.
+/// A process that writes down each name that it sees its machine have, and a hook. The name is read in one piece: a shell's
+/// `read` asks for a byte at a time, and may be halted between two.
 const PRESENT: &str = r#"
     mkdir -p /etc/banger/restored.d
     printf '#!/bin/sh\necho "$BANGER_VM_NAME" >>/root/hooked\n' >/etc/banger/restored.d/10-name
     chmod 755 /etc/banger/restored.d/10-name
     cat >/root/names <<'END'
     last=
-    while read -r name </proc/sys/kernel/hostname; do
+    while name=$(cat /proc/sys/kernel/hostname); do
         [ "$name" = "$last" ] || echo "$name"
         last=$name
     done
