@@ -72,15 +72,7 @@ async fn agent_of_then(mut io: DuplexStream) {
 }
 
 fn exec() -> Request {
-    Request::Exec(ExecSpec {
-        argv: vec!["true".into()],
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        tty: None,
-        stdin: false,
-        op_id: String::new(),
-    })
+    Request::Exec(ExecSpec::plain(&["true"]))
 }
 
 /// The requests of the golden session.

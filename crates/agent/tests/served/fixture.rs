@@ -25,15 +25,8 @@ pub(crate) struct Output {
 }
 
 pub(crate) fn spec(argv: &[&str], change: impl FnOnce(&mut ExecSpec)) -> ExecSpec {
-    let mut spec = ExecSpec {
-        argv: argv.iter().map(|a| ByteString::from(*a)).collect(),
-        env: Vec::new(),
-        cwd: Some("/".into()),
-        user: None,
-        tty: None,
-        stdin: false,
-        op_id: "op-000000000000".into(),
-    };
+    let mut spec =
+        ExecSpec { cwd: Some("/".into()), op_id: "op-000000000000".into(), ..ExecSpec::plain(argv) };
     change(&mut spec);
     spec
 }

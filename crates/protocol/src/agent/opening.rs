@@ -60,10 +60,11 @@ pub fn encode_long(bytes: usize) -> Result<Vec<u8>, String> {
 /// # Errors
 /// A sentence when the bytes do not begin with a request or an announcement.
 pub fn decode_opening(bytes: &[u8]) -> Result<Opening, String> {
-    if let Ok(Announcement::Long { bytes }) = decode(bytes) {
-        return Ok(Opening::Long(bytes));
+    // Nearly all are a request: it is read first, and the others cost a second look.
+    match decode_whole(bytes) {
+        Ok(whole) => Ok(Opening::Whole(Box::new(whole))),
+        Err(why) => decode(bytes).map(|Announcement::Long { bytes }| Opening::Long(bytes)).map_err(|_| why),
     }
-    decode_whole(bytes).map(|whole| Opening::Whole(Box::new(whole)))
 }
 
 /// A request and its context; one that cannot be read is none.

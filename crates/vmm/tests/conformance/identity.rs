@@ -36,13 +36,10 @@ fn ns(time: Duration) -> i64 {
 
 fn command(script: &str, stdin: bool) -> Request {
     Request::Exec(ExecSpec {
-        argv: ["sh", "-c", script].map(Into::into).to_vec(),
-        env: Vec::new(),
         cwd: Some("/".into()),
-        user: None,
-        tty: None,
         stdin,
         op_id: "op-000000000000".into(),
+        ..ExecSpec::plain(&["sh", "-c", script])
     })
 }
 

@@ -100,13 +100,9 @@ pub(crate) fn fresh() -> [u8; 16] {
 /// Runs a script; its output and status.
 async fn sh(session: &Session, script: &str) -> (String, ExitStatus) {
     let spec = ExecSpec {
-        argv: ["sh", "-c", script].map(Into::into).to_vec(),
-        env: Vec::new(),
         cwd: Some("/".into()),
-        user: None,
-        tty: None,
-        stdin: false,
         op_id: "op-000000000000".into(),
+        ..ExecSpec::plain(&["sh", "-c", script])
     };
     let (_sender, mut receiver) = session.open(&Request::Exec(spec)).await.unwrap();
     let (mut out, mut status) = (Vec::new(), None);
