@@ -1,4 +1,5 @@
-//! A snapshot's directory: the files in it, and what machine they are of. Shared by all drivers. Must never hold what another machine could not read: no descriptor, no socket.
+//! A snapshot's directory: the files in it, and what machine they are of. Shared by all drivers. Must never
+//! hold what another machine could not read: no descriptor, no socket.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

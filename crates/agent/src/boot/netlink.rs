@@ -1,4 +1,5 @@
-//! Asking the kernel by netlink(7), and the few rtnetlink(7) requests that bring one interface up. Must never trust lengths that it did not check.
+//! Asking the kernel by netlink(7), and the few rtnetlink(7) requests that bring one interface up. Must never trust
+//! lengths that it did not check.
 
 use std::io;
 use std::net::Ipv4Addr;

@@ -5,7 +5,8 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use serde_json::{Value, json};
 
-use super::qmp::{Heard, Qmp, QmpError};
+use super::heard::Heard;
+use super::qmp::{Qmp, QmpError};
 
 /// Takes in the state behind a descriptor that QEMU was started with. The machine stands still then.
 pub(super) async fn load(qmp: &Qmp, fd: RawFd) -> Result<(), QmpError> {

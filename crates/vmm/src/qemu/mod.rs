@@ -7,6 +7,7 @@ mod binary;
 mod capture;
 mod clock;
 mod confinement;
+mod heard;
 mod kernel_arguments;
 mod machine;
 mod memory;

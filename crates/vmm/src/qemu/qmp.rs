@@ -5,8 +5,8 @@
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -14,10 +14,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::arguments::PORT_ID;
+use super::heard::Heard;
 use crate::driver::ExitReason;
 
 /// The longest line we read, bytes; real ones are a few hundred.
@@ -39,105 +39,6 @@ pub(super) enum QmpError {
     /// The command was refused.
     #[error("{0}")]
     Refused(String),
-}
-
-/// What the machine said of itself, over all connections to it.
-#[derive(Debug)]
-pub(super) struct Heard {
-    reason: Mutex<ExitReason>,
-    stalled: AtomicBool,
-    /// How the last migration ended.
-    migration: Mutex<Option<String>>,
-    /// Whether the guest has the agent's port open, as far as it was said.
-    port_open: Mutex<Option<bool>>,
-    /// How often the guest closed it.
-    closings: watch::Sender<u64>,
-    /// Rings when any of these may have changed.
-    news: watch::Sender<()>,
-}
-
-impl Default for Heard {
-    fn default() -> Self {
-        Self {
-            reason: Mutex::new(ExitReason::Unknown),
-            stalled: AtomicBool::new(false),
-            migration: Mutex::default(),
-            port_open: Mutex::default(),
-            closings: watch::Sender::new(0),
-            news: watch::Sender::new(()),
-        }
-    }
-}
-
-impl Heard {
-    /// Why it ends, as far as it said.
-    pub(super) fn reason(&self) -> ExitReason {
-        *self.reason.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it was halted because its disk's file could not grow.
-    pub(super) fn stalled(&self) -> bool {
-        self.stalled.load(Ordering::Relaxed)
-    }
-
-    /// How a migration ended, if it has.
-    pub(super) fn migration(&self) -> Option<String> {
-        self.migration.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Counts how often the guest closed the agent's port.
-    pub(super) fn closings(&self) -> watch::Receiver<u64> {
-        self.closings.subscribe()
-    }
-
-    /// Takes in the answer to `query-status`: events from before this connection are not repeated.
-    pub(super) fn status(&self, answer: &Value) {
-        let status = answer.get("status").and_then(Value::as_str);
-        self.stalled.store(status == Some("io-error"), Ordering::Relaxed);
-    }
-
-    /// The guest opened or closed the agent's port. Of what it does within a second only the last is told
-    /// (`monitor_qapi_event_conf`): one that is opened twice was closed between.
-    fn port(&self, open: bool) {
-        let mut was = self.port_open.lock().unwrap_or_else(PoisonError::into_inner);
-        if !open || *was == Some(true) {
-            self.closings.send_modify(|n| *n += 1);
-        }
-        *was = Some(open);
-    }
-
-    /// Remembers what an event says about the machine's end (qapi/run-state.json: SHUTDOWN,
-    /// GUEST_PANICKED), its halt (qapi/block-core.json: BLOCK_IO_ERROR) or the agent's port
-    /// (qapi/char.json: VSERPORT_CHANGE). A panic is not overwritten by the shutdown that follows it.
-    fn note(&self, event: &str, data: &Value) {
-        let word = |key: &str| data.get(key).and_then(Value::as_str);
-        let new = match (event, word("reason")) {
-            ("BLOCK_IO_ERROR", _) if word("action") == Some("stop") => {
-                return self.stalled.store(true, Ordering::Relaxed);
-            }
-            ("VSERPORT_CHANGE", _) if word("id") == Some(PORT_ID) => {
-                return self.port(data.get("open").and_then(Value::as_bool) == Some(true));
-            }
-            ("RESUME", _) => return self.stalled.store(false, Ordering::Relaxed),
-            ("MIGRATION", _) => {
-                if let Some(end) = word("status").filter(|s| ["completed", "failed", "cancelled"].contains(s))
-                {
-                    let mut migration = self.migration.lock().unwrap_or_else(PoisonError::into_inner);
-                    *migration = Some(end.to_owned());
-                }
-                return;
-            }
-            ("GUEST_PANICKED", _) | ("SHUTDOWN", Some("guest-panic")) => ExitReason::GuestPanic,
-            ("SHUTDOWN", Some("guest-shutdown")) => ExitReason::GuestShutdown,
-            ("SHUTDOWN", Some("guest-reset")) => ExitReason::GuestReset,
-            ("SHUTDOWN", _) => ExitReason::Host,
-            _ => return,
-        };
-        let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        if *reason != ExitReason::GuestPanic {
-            *reason = new;
-        }
-    }
 }
 
 /// A connection. Dropping it closes it.
@@ -211,7 +112,7 @@ impl Qmp {
             let heard = Arc::clone(&heard);
             async move {
                 serve(stream, queue, greeted, Arc::clone(&heard)).await;
-                heard.news.send_replace(());
+                heard.ring();
             }
         });
         let qmp = Self { commands, heard, task, socket: None };
@@ -241,7 +142,7 @@ impl Qmp {
 
     /// Waits until the machine has said something of itself.
     pub(super) async fn until<T>(&self, said: impl Fn(&Heard) -> Option<T>) -> Result<T, QmpError> {
-        let mut news = self.heard.news.subscribe();
+        let mut news = self.heard.news();
         let wait = async {
             loop {
                 news.borrow_and_update();
@@ -333,7 +234,7 @@ async fn serve<S>(
                     let _ = greeted.send(());
                 } else if let Some(event) = line.event {
                     heard.note(&event, &line.data);
-                    heard.news.send_replace(());
+                    heard.ring();
                 } else if let Some((_, answer)) = waiting.take_if(|(id, _)| line.id == Some(*id)) {
                     let _ = answer.send(match (line.answer, line.error) {
                         (_, Some(refusal)) => Err(QmpError::Refused(refusal.desc)),
@@ -372,22 +273,6 @@ mod tests {
             let got: Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
             assert_eq!(got["execute"], json!(expected));
             writer.write_all(answer.replace("ID", &got["id"].to_string()).as_bytes()).await.unwrap();
-        }
-    }
-
-    #[test]
-    fn a_port_that_is_opened_twice_was_closed_between() {
-        let heard = Heard::default();
-        let said = |id: &str, open: bool| heard.note("VSERPORT_CHANGE", &json!({ "id": id, "open": open }));
-        for (id, open, closings) in [
-            (PORT_ID, true, 0),
-            ("another", false, 0),
-            (PORT_ID, false, 1),
-            (PORT_ID, true, 1),
-            (PORT_ID, true, 2),
-        ] {
-            said(id, open);
-            assert_eq!(*heard.closings().borrow(), closings, "{id} {open}");
         }
     }
 
@@ -465,14 +350,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_not_hidden_by_the_reset_behind_it() {
-        let heard = cell();
-        heard.note("GUEST_PANICKED", &Value::Null);
-        heard.note("SHUTDOWN", &json!({"reason": "guest-reset"}));
-        assert_eq!(heard.reason(), ExitReason::GuestPanic);
-    }
-
-    #[tokio::test]
     async fn what_the_machine_says_is_waited_for_until_it_goes_away() {
         let (ours, theirs) = tokio::io::duplex(4096);
         let server = tokio::spawn(async move {
@@ -488,20 +365,6 @@ mod tests {
         server.await.unwrap();
         // The server is gone now.
         assert_eq!(qmp.until(|_| None::<()>).await, Err(QmpError::Closed));
-    }
-
-    #[tokio::test]
-    async fn a_disk_that_cannot_grow_halts_the_machine_until_it_resumes() {
-        let heard = cell();
-        heard.note("BLOCK_IO_ERROR", &json!({"action": "report", "nospace": true}));
-        assert!(!heard.stalled(), "the guest was told: nothing waits");
-        heard.note("BLOCK_IO_ERROR", &json!({"action": "stop", "nospace": true}));
-        assert!(heard.stalled());
-        heard.note("RESUME", &Value::Null);
-        assert!(!heard.stalled());
-        // A new connection does not hear old events, and asks.
-        heard.status(&json!({"status": "io-error", "running": false}));
-        assert!(heard.stalled());
     }
 
     #[tokio::test(start_paused = true)]

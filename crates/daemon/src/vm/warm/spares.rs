@@ -1,7 +1,7 @@
 //! Spares: machines that were restored from templates, rehearsed what they will be asked for first and were halted, which
-//! wait for VMs: the first start of a VM of such a shape lets one go on and tells it who it is. Each is a VM of its own from birth (record, directory,
-//! `handles.json`), under the id that its user's VM will have; nobody sees it before. Must never take memory that somebody
-//! else needs, nor outlive its template or the daemon that keeps it.
+//! wait for VMs: the first start of a VM of such a shape lets one go on and tells it who it is. Each is a VM of its own
+//! from birth (record, directory, `handles.json`), under the id that its user's VM will have; nobody sees it before. Must
+//! never take memory that somebody else needs, nor outlive its template or the daemon that keeps it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
