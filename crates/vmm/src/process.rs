@@ -111,6 +111,13 @@ impl ProcessId {
         self.is_alive() && stat(self.pid).is_ok_and(|s| s.is_some_and(|s| s.state == b'T'))
     }
 
+    /// Whether a part of this very process's memory is on a swap device; so it is where that cannot be told.
+    pub(crate) fn has_swapped(&self) -> bool {
+        // Counted page by page: what /proc/PID/status says may be off by some hundred.
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).unwrap_or_default();
+        !self.is_alive() || !rollup.lines().any(|line| line.split_whitespace().eq(["Swap:", "0", "kB"]))
+    }
+
     /// How long it has run, if it does.
     fn age(&self) -> Result<Duration> {
         let path = Path::new("/proc/uptime");
@@ -331,6 +338,18 @@ mod tests {
         assert!(!id.is_alive());
         assert!(id.open_pidfd().unwrap().is_none());
         assert!(!id.signal(Signal::KILL).unwrap());
+    }
+
+    #[test]
+    fn memory_of_which_nothing_is_known_may_be_on_a_swap_device() {
+        let swap = fs::read_to_string("/proc/swaps").unwrap().lines().count() > 1;
+        let mut child = sleeper(None);
+        let now = ProcessId::of(child.id()).unwrap().unwrap();
+        assert!(swap || !now.has_swapped());
+        assert!(ProcessId { start_time: now.start_time - 1, ..now.clone() }.has_swapped());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(now.has_swapped());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-use banger_model::{Accel, DriverKind};
+use banger_model::{Accel, DriverKind, VmName};
 use serde::{Deserialize, Serialize};
 
 use crate::{MachineHandle, MachineSpec, Result, VmmError};
@@ -110,6 +110,24 @@ impl Layout {
         Ok(&handle.layout)
     }
 
+    /// What a copy of this machine's memory begins with, as the memory itself did, if that was a file.
+    pub(crate) fn memory_base(&self, vm: &VmName) -> Result<Option<&Path>> {
+        let Some(base) = &self.memory_file else { return Ok(None) };
+        match base.changed() {
+            None => Ok(Some(&base.path)),
+            Some(why) => Err(VmmError::NoSnapshot { vm: vm.to_string(), why }),
+        }
+    }
+
+    /// A machine that halts flushes its disks, and its guest waits for that: what is flushed before takes no time then. Blocks.
+    pub(crate) fn flush_disks(&self) {
+        for DiskLayout { path, .. } in self.disks.iter().filter(|disk| !disk.read_only) {
+            if let Err(error) = File::open(path).and_then(|file| file.sync_data()) {
+                tracing::debug!(disk = %path.display(), %error, "a disk is not flushed before its machine halts");
+            }
+        }
+    }
+
     /// Without what is a machine's own: where its disks and its memory are.
     fn bare(&self) -> Self {
         let disk = |d: &DiskLayout| DiskLayout { path: PathBuf::new(), ..d.clone() };
@@ -152,6 +170,12 @@ impl About {
         }
         Ok(())
     }
+}
+
+/// Part of a snapshot that waits for files.
+pub(crate) async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let failed = |e: tokio::task::JoinError| VmmError::file("write", Path::new("a snapshot"))(e.into());
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(failed(e)))
 }
 
 /// A machine that is about to be halted for a snapshot. Unless it is kept so, it goes on when this goes away.

@@ -18,7 +18,7 @@ use super::{kernel, kernel_arguments, place};
 use crate::cage::Tap;
 use crate::driver::Words;
 use crate::process::mark;
-use crate::snapshot::{Files, Layout};
+use crate::snapshot::{Files, Layout, MemoryFile};
 use crate::spawn::{Spawned, Standalone, open_log};
 use crate::{Cage, MachineHandle, MachineSpec, Result, VmmError, console};
 
@@ -73,9 +73,10 @@ pub(super) async fn restore(
     can_run(&spec, cage)?;
     let snapshot = std::path::absolute(snapshot).map_err(VmmError::file("find", snapshot))?;
     let files = Files::of(&snapshot);
-    files.about(&Layout::of(&spec, DEVICES), &spec, DriverKind::Firecracker, &info.version)?;
+    let layout = Layout::of(&spec, DEVICES);
+    let memory = files.about(&layout, &spec, DriverKind::Firecracker, &info.version)?;
     let kernel = spec.kernel.clone();
-    start(info, cage, spec, &kernel, Some(&files)).await
+    start(info, cage, spec, &kernel, Some((&files, memory))).await
 }
 
 fn can_run(spec: &MachineSpec, cage: &Cage) -> Result<()> {
@@ -103,9 +104,10 @@ async fn start(
     cage: &Cage,
     mut spec: MachineSpec,
     kernel: &Path,
-    snapshot: Option<&Files>,
+    snapshot: Option<(&Files, MemoryFile)>,
 ) -> Result<FirecrackerMachine> {
-    let layout = Layout::of(&spec, DEVICES);
+    let (snapshot, memory_file) = snapshot.unzip();
+    let layout = Layout { memory_file, ..Layout::of(&spec, DEVICES) };
     let words = Words::begin(&spec.log_dir);
     let locks = place::lock_disks(&spec)?;
     let made = place::furnish(&spec, kernel, &words)?;

@@ -11,15 +11,11 @@ use async_trait::async_trait;
 use banger_model::VmName;
 use tokio::sync::watch;
 
-use super::api::{ApiError, ChangeState, Client, CreateSnapshot, SnapshotType, State};
+use super::api::{ApiError, ChangeState, Client, CreateSnapshot, State};
 use super::quirks::Quirks;
-use super::{channel, halt, place};
+use super::{capture, channel, halt, place};
 use crate::process::wait_pidfd;
-use crate::snapshot::{About, Files, Halted, Layout};
-use crate::sockets::Cleanup;
-use crate::{
-    AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console, sparse,
-};
+use crate::{AgentIo, ExitInfo, ExitReason, Last, Machine, MachineHandle, Result, Signal, VmmError, console};
 
 /// How long a VMM may take to end, or to stand still.
 const STOP: Duration = Duration::from_secs(10);
@@ -92,50 +88,29 @@ impl FirecrackerMachine {
         }
     }
 
-    /// Halts it and writes its memory and state; its version.
-    async fn write(&self, files: &Files) -> Result<String> {
+    /// Its version, as it says it.
+    pub(super) async fn version(&self) -> Result<String> {
+        self.client.version().await.map_err(|error| self.failed("GET /version", &error))
+    }
+
+    /// Halts the vCPUs for a snapshot: with the quirk, too, for a snapshot between pause and resume makes its
+    /// vsock hear again.
+    pub(super) async fn halt(&self) -> Result<()> {
         if self.quirks.pause_deafens || self.handle.process.is_stopped() {
             self.signal(Signal::CONT)?;
         }
-        // With the quirk, too: a snapshot between pause and resume makes its vsock hear again.
-        self.change(ChangeState::Paused).await?;
-        let failed = |error: ApiError| self.failed("snapshot", &error);
-        let version = self.client.version().await.map_err(failed)?;
-        // It may write in rooms of its own only; what it has written is moved from there.
-        let [memory, state] = place::snapshot(&self.handle.words);
-        let [memory, state] = [memory, state].map(|path| std::path::absolute(&path).unwrap_or(path));
-        let _leftovers = Cleanup::of(&[&memory, &state]);
-        let call = CreateSnapshot {
-            snapshot_type: SnapshotType::Full,
-            snapshot_path: &state,
-            mem_file_path: &memory,
-        };
+        self.change(ChangeState::Paused).await
+    }
+
+    /// Lets it write what the call says.
+    pub(super) async fn write(&self, call: CreateSnapshot<'_>) -> Result<()> {
+        let memory = call.mem_file_path;
         self.client.put(&call).await.map_err(|error| match &error {
             ApiError::Refused(why) if why.contains(NO_SPACE) => {
-                VmmError::file("write", &memory)(std::io::ErrorKind::StorageFull.into())
+                VmmError::file("write", memory)(std::io::ErrorKind::StorageFull.into())
             }
-            _ => failed(error),
-        })?;
-        let (to, moves) = (
-            files.memory.clone(),
-            [(memory.clone(), files.memory.clone()), (state.clone(), files.state.clone())],
-        );
-        let moved = tokio::task::spawn_blocking(move || {
-            for (from, to) in moves {
-                match std::fs::rename(&from, &to) {
-                    Ok(()) => {}
-                    // Another file system.
-                    Err(_) => {
-                        std::fs::remove_file(&to).map_err(VmmError::file("remove", &to))?;
-                        sparse::copy(&from, &to)?;
-                    }
-                }
-            }
-            // It writes every page, also those that the guest never touched.
-            sparse::dig(&to)
-        });
-        moved.await.unwrap_or_else(|e| Err(VmmError::file("move", &files.memory)(e.into())))?;
-        Ok(version)
+            _ => self.failed("snapshot", &error),
+        })
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -246,19 +221,7 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn snapshot(&self, dir: &Path, last: Last<'_>) -> Result<()> {
-        Layout::known(&self.handle)?;
-        let dir = std::path::absolute(dir).map_err(VmmError::file("find", dir))?;
-        let files = Files::begin(&dir)?;
-        last.await.map_err(|error| VmmError::Callers(Box::new(error)))?;
-        let paused = self.is_paused().await?;
-        let other = self.clone();
-        let halted = Halted::unless_kept((!paused).then_some(async move {
-            if let Err(error) = other.resume().await {
-                tracing::warn!(%error, "a machine stays halted after a snapshot that failed");
-            }
-        }));
-        let written = self.write(&files).await;
-        halted.conclude(written.and_then(|version| files.finish(About::machine(&self.handle, version)))).await
+        capture::capture(self, dir, last).await
     }
 
     async fn stop(&self) -> Result<()> {

@@ -5,6 +5,7 @@
 
 mod api;
 mod binary;
+mod capture;
 mod changes;
 mod channel;
 mod door;

@@ -9,7 +9,7 @@ use super::machine::QemuMachine;
 use super::memory::{Ram, Target};
 use super::migration;
 use super::qmp::QmpError;
-use crate::snapshot::{About, Files, Halted, Layout};
+use crate::snapshot::{About, Files, Halted, Layout, blocking};
 use crate::{Last, Machine, Result, VmmError, sparse};
 
 pub(super) async fn capture(machine: &QemuMachine, dir: &Path, last: Last<'_>) -> Result<()> {
@@ -20,16 +20,13 @@ pub(super) async fn capture(machine: &QemuMachine, dir: &Path, last: Last<'_>) -
     let memory = OpenOptions::new().read(true).write(true).open(&files.memory);
     let memory = Arc::new(memory.map_err(VmmError::file("open", &files.memory))?);
     let prepare = {
-        let (vm, layout, path) = (handle.name.to_string(), layout.clone(), files.memory.clone());
+        let (vm, layout, path) = (handle.name.clone(), layout.clone(), files.memory.clone());
         let (memory, ram) = (Arc::clone(&memory), Arc::clone(&ram));
         move || {
-            let base = match &layout.memory_file {
+            let base = match layout.memory_base(&vm)? {
                 Some(base) => {
-                    if let Some(why) = base.changed() {
-                        return Err(VmmError::NoSnapshot { vm, why });
-                    }
-                    let copied = File::open(&base.path).and_then(|base| sparse::fill(&memory, &base));
-                    copied.map_err(VmmError::file("copy", &base.path))?;
+                    let copied = File::open(base).and_then(|base| sparse::fill(&memory, &base));
+                    copied.map_err(VmmError::file("copy", base))?;
                     Target::Earlier
                 }
                 None => Target::Empty,
@@ -37,8 +34,7 @@ pub(super) async fn capture(machine: &QemuMachine, dir: &Path, last: Last<'_>) -
             memory.set_len(u64::from(layout.memory_mib) << 20).map_err(VmmError::file("write", &path))?;
             // What most of it is now, it still is in a moment: then only the rest is left to write.
             ram.write_to(&memory, base).map_err(VmmError::file("write", &path))?;
-            // A machine that halts flushes its disks, and its guest waits for that.
-            layout.disks.iter().filter(|disk| !disk.read_only).for_each(|disk| flush(&disk.path));
+            layout.flush_disks();
             Ok(())
         }
     };
@@ -72,18 +68,6 @@ async fn save(machine: &QemuMachine, state: &Path) -> Result<()> {
     let connection = machine.control().connected(&machine.handle().control_socket).await.map_err(failed)?;
     let qmp = connection.as_ref().ok_or_else(|| failed(QmpError::Closed))?;
     migration::save(qmp, file.into()).await.map_err(failed)
-}
-
-async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-    let failed = |e: tokio::task::JoinError| VmmError::file("write", Path::new("a snapshot"))(e.into());
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(failed(e)))
-}
-
-fn flush(disk: &Path) {
-    let flushed = File::open(disk).and_then(|file| file.sync_data());
-    if let Err(error) = flushed {
-        tracing::debug!(disk = %disk.display(), %error, "a disk is not flushed before its machine halts");
-    }
 }
 
 /// Halts the vCPUs. Also a 'stop' whose answer is lost may have.

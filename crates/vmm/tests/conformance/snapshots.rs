@@ -19,6 +19,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     scenarios![
         a_snapshot_goes_on_elsewhere_and_more_than_once,
         a_snapshot_of_a_machine_that_went_on_from_one_goes_on,
+        what_a_clone_never_touched_is_in_its_own_snapshot,
         a_restored_machine_that_is_halted_waits,
         clones_share_the_pages_that_they_only_read,
         a_snapshot_of_something_else_is_refused,
@@ -132,6 +133,42 @@ async fn a_snapshot_of_a_machine_that_went_on_from_one_goes_on(subject: Subject)
         (machine, bench) = (child, next);
     }
     soon(machine.stop()).await.unwrap();
+}
+
+async fn what_a_clone_never_touched_is_in_its_own_snapshot(subject: Subject) {
+    const USED: usize = 8 << 20;
+    let home = tempfile::tempdir().unwrap();
+    let (of_first, of_clone) = (place(home.path(), "first"), place(home.path(), "clone"));
+    // Given a machine that wrote to each page of a part of its memory, and a clone that has none of them, nor has the host
+    let first = Bench::new(&subject);
+    let machine = first.launch(&guest::count_beside(8)).await;
+    counts_beyond(&first, 5).await;
+    soon(machine.snapshot(&of_first, nothing())).await.unwrap();
+    soon(machine.stop()).await.unwrap();
+    let memory = fs::File::open(of_first.join("memory")).unwrap();
+    memory.sync_all().unwrap();
+    rustix::fs::fadvise(&memory, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let other = Bench::new(&subject);
+    let clone = soon(subject.driver.restore(other.spec(b"no kernel"), &of_first)).await.unwrap();
+    counts_beyond(&other, last_number(&first) + 3).await;
+    // When the clone is snapshotted, also a second time
+    for _ in 0..2 {
+        let dir = place(&of_clone, "snapshot");
+        soon(clone.snapshot(&dir, nothing())).await.unwrap();
+        soon(clone.resume()).await.unwrap();
+        // Then all of it is there, and what nobody ever touched takes no room
+        let pages = |dir: &Path| {
+            let mut bytes = vec![0; USED];
+            fs::File::open(dir.join("memory")).unwrap().read_exact_at(&mut bytes, 4 << 20).unwrap();
+            bytes
+        };
+        assert!(pages(&dir) == pages(&of_first));
+        assert!(pages(&dir).chunks(4096).all(|page| page.iter().any(|byte| *byte != 0)));
+        let blocks = dir.join("memory").metadata().unwrap().blocks();
+        assert!(blocks * 512 < 16 << 20, "{} bytes are stored", blocks * 512);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    soon(clone.stop()).await.unwrap();
 }
 
 async fn a_restored_machine_that_is_halted_waits(subject: Subject) {

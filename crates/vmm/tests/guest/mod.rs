@@ -48,17 +48,24 @@ pub(crate) fn count() -> Vec<u8> {
 
 /// Writes to each page from 4 MiB on, as many MiB, and reads them all before it says a number.
 pub(crate) fn count_in(mib: u32) -> Vec<u8> {
-    let each = |access: [u8; 2]| {
-        let mut code = vec![0xbf, 0, 0, 0x40, 0]; // mov edi, 0x400000
-        code.extend(access);
-        code.extend([0x81, 0xc7, 0, 0x10, 0, 0]); // add edi, 0x1000
-        code.extend([0x81, 0xff]); // cmp edi, the end
-        code.extend(((mib + 4) << 20).to_le_bytes());
-        code.extend([0x72, 0xf0]); // jb to the access
-        code
-    };
-    // mov [edi], edi; mov eax, [edi]
-    count_and(each([0x89, 0x3f]), &each([0x8b, 0x07]))
+    count_and(each_page(WRITE, mib), &each_page([0x8b, 0x07], mib)) // mov eax, [edi]
+}
+
+/// Writes to each page from 4 MiB on, as many MiB, and looks at none of them again.
+pub(crate) fn count_beside(mib: u32) -> Vec<u8> {
+    count_and(each_page(WRITE, mib), &[])
+}
+
+const WRITE: [u8; 2] = [0x89, 0x3f]; // mov [edi], edi
+
+fn each_page(access: [u8; 2], mib: u32) -> Vec<u8> {
+    let mut code = vec![0xbf, 0, 0, 0x40, 0]; // mov edi, 0x400000
+    code.extend(access);
+    code.extend([0x81, 0xc7, 0, 0x10, 0, 0]); // add edi, 0x1000
+    code.extend([0x81, 0xff]); // cmp edi, the end
+    code.extend(((mib + 4) << 20).to_le_bytes());
+    code.extend([0x72, 0xf0]); // jb to the access
+    code
 }
 
 fn count_and(first: Vec<u8>, each: &[u8]) -> Vec<u8> {

@@ -139,7 +139,10 @@ pub(crate) struct CreateSnapshot<'a> {
 
 #[derive(Debug, Serialize)]
 pub(crate) enum SnapshotType {
+    /// All of the memory.
     Full,
+    /// The pages that are in core (mincore(2)), written above what the file has: dirty pages are not tracked.
+    Diff,
 }
 
 impl Call for CreateSnapshot<'_> {
