@@ -18,11 +18,11 @@ impl OwnClock {
     /// One that is the host's until it is set.
     pub(crate) fn new(file: PathBuf) -> Self {
         let clock = Self { file };
-        clock.step(0);
+        clock.step(0.0);
         clock
     }
 
-    pub(crate) fn step(&self, seconds: i64) {
+    pub(crate) fn step(&self, seconds: f64) {
         let next = self.file.with_extension("next");
         fs::write(&next, format!("{seconds:+}\n")).expect("a file");
         fs::rename(&next, &self.file).expect("its place");

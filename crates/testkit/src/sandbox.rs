@@ -163,7 +163,7 @@ impl Sandbox {
     ///
     /// # Panics
     /// When it has none.
-    pub fn step_clock(&self, seconds: i64) {
+    pub fn step_clock(&self, seconds: f64) {
         self.clock.as_ref().expect("a clock of its own").step(seconds);
     }
 

@@ -1,5 +1,6 @@
-//! Guests' clocks. A guest is told the time when it begins or goes on, and again if that was long under way; after the
-//! host slept, or its wall clock was stepped, every guest that runs is. Must never touch the clock of one that has the time.
+//! Guests' clocks. A guest is told the time when it begins or goes on, and again if that was long under way; every guest
+//! that runs is after the host slept, or when its wall clock was stepped, or was slowly led away from what guests count.
+//! Must never touch the clock of one that has the time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,9 @@ use super::pause::set_clock;
 const TICK: Duration = Duration::from_secs(1);
 /// What differs by less is no step: reading the clocks takes time, too.
 const STEP_NS: i128 = 20_000_000;
+/// How far a host's wall clock is led away (adjtimex(2), by whoever keeps its time) before guests are told: they count what
+/// the processor counts. Within the hundred milliseconds that a guest's clock may be off, with what else adds to it.
+const LED_AWAY_NS: i128 = 50_000_000;
 /// What was under way for no longer than this leaves a guest that has the time, as far as a user can tell.
 pub(super) const EXACT: Duration = Duration::from_millis(50);
 /// A guest that seems to be no more than this from the host's time when it answers is closer than that: the answer was
@@ -34,6 +38,8 @@ pub(crate) struct Reading {
     pub(crate) monotonic: i128,
     /// Time since boot.
     pub(crate) boottime: i128,
+    /// Time since boot, without sleep, as the hardware counts it.
+    pub(crate) raw: i128,
 }
 
 impl Reading {
@@ -48,6 +54,7 @@ impl Reading {
             realtime: now().into(),
             monotonic: of(ClockId::Monotonic),
             boottime: of(ClockId::Boottime),
+            raw: of(ClockId::MonotonicRaw),
         }
     }
 
@@ -59,6 +66,12 @@ impl Reading {
             return Some("the host slept");
         }
         moved(self.realtime, before.realtime).then_some("the host's clock was set")
+    }
+
+    /// Why a guest's clock, which goes by the hardware, is not right any more if it was right then.
+    fn led_away(self, then: Self) -> Option<&'static str> {
+        let away = (self.realtime - then.realtime) - (self.raw - then.raw);
+        (away.abs() > LED_AWAY_NS).then_some("the host's clock was corrected")
     }
 }
 
@@ -96,17 +109,21 @@ impl Vms {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut before = Reading::take();
+        // When all guests had the time.
+        let mut right = before;
         loop {
             tick.tick().await;
             let now = Reading::take();
-            self.follow_clock(before, now).await;
+            if let Some(why) = now.jumped(before).or_else(|| now.led_away(right)) {
+                self.tell_all(why).await;
+                right = now;
+            }
             before = now;
         }
     }
 
-    /// Tells every guest that runs the time if the clocks have jumped between two readings.
-    async fn follow_clock(&self, before: Reading, now: Reading) {
-        let Some(why) = now.jumped(before) else { return };
+    /// Tells every guest that runs the time.
+    async fn tell_all(&self, why: &str) {
         let all: Vec<Arc<Live>> = self.live_map().values().cloned().collect();
         tracing::info!(why, machines = all.len(), "guests are told the time");
         let told = all.iter().filter(|live| !live.is_paused()).map(|live| async move {
@@ -134,12 +151,35 @@ mod tests {
             realtime: reading.realtime + ns,
             monotonic: reading.monotonic + ns,
             boottime: reading.boottime + ns,
+            raw: reading.raw + ns,
+        }
+    }
+
+    fn reading() -> Reading {
+        let (realtime, raw) = (1_795_267_200 * SECOND, 6 * SECOND);
+        Reading { realtime, monotonic: 7 * SECOND, boottime: 9 * SECOND, raw }
+    }
+
+    #[test]
+    fn a_clock_that_is_led_away_slowly_is_noticed_when_it_is_far() {
+        // A thousandth of a second each second, to which the monotonic clock is led as well
+        for (sign, most) in [(1, 50), (-1, 50), (0, 4000)] {
+            let (then, mut now) = (reading(), reading());
+            for second in 1..=most {
+                let before = now;
+                now = later(now, SECOND + sign * SECOND / 1000);
+                now.raw = then.raw + second * SECOND;
+                assert_eq!((now.jumped(before), now.led_away(then)), (None, None), "{sign} {second}");
+            }
+            now = later(now, SECOND + sign * SECOND / 1000);
+            now.raw = then.raw + (most + 1) * SECOND;
+            assert_eq!(now.led_away(then).is_some(), sign != 0);
         }
     }
 
     #[test]
     fn a_sleep_and_a_step_are_noticed_and_time_going_by_is_not() {
-        let then = Reading { realtime: 1_795_267_200 * SECOND, monotonic: 7 * SECOND, boottime: 9 * SECOND };
+        let then = reading();
         assert_eq!(later(then, SECOND).jumped(then), None);
         // Between two of the three the reader may have been kept waiting.
         assert_eq!(
