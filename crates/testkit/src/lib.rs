@@ -16,6 +16,7 @@ pub mod bare;
 mod clock;
 mod clones;
 pub mod dns;
+mod evidence;
 pub mod fake;
 pub mod guests;
 pub mod leaks;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::evidence::Witness;
 use crate::wait;
 
 /// What a program finds on its stdin.
@@ -103,6 +104,7 @@ impl Run {
     #[must_use]
     pub fn start(mut self) -> Running {
         let shown = shown(&self.command);
+        let witness = Witness::of(&self.command);
         let stdin = if matches!(self.feed, Feed::Null) { Stdio::null() } else { Stdio::piped() };
         self.command.process_group(0).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap_or_else(|e| panic!("cannot run {shown}: {e}"));
@@ -117,7 +119,8 @@ impl Run {
             (Feed::Silent, to) => silent = to,
             _ => {}
         }
-        Running { child, shown, stdout, stderr, silent, began: Instant::now(), timeout: self.timeout }
+        let (began, timeout) = (Instant::now(), self.timeout);
+        Running { child, shown, stdout, stderr, silent, began, timeout, witness }
     }
 
     /// Runs it to its end.
@@ -149,6 +152,7 @@ pub struct Running {
     silent: Option<std::process::ChildStdin>,
     began: Instant,
     timeout: Duration,
+    witness: Option<Witness>,
 }
 
 impl Running {
@@ -204,9 +208,10 @@ impl Running {
         let status = wait::until(left, || self.child.try_wait().expect("a child can be waited for"));
         let elapsed = self.began.elapsed();
         let Some(status) = status else {
+            let told = self.witness.as_ref().map(Witness::tell).unwrap_or_default();
             self.end();
             panic!(
-                "{} was still running after {:?}\n--- stdout\n{}\n--- stderr\n{}",
+                "{} was still running after {:?}\n--- stdout\n{}\n--- stderr\n{}\n{told}",
                 self.shown,
                 self.timeout,
                 tail(&self.stdout.so_far()),
