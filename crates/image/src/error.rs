@@ -43,13 +43,13 @@ pub enum ImageError {
         hint: String,
     },
     /// A program failed.
-    #[error("{tool} failed ({status}): {tail}")]
+    #[error("{tool} failed ({status}): {}", if tail.is_empty() { "it said nothing" } else { tail })]
     ToolFailed {
         /// The program.
         tool: &'static str,
         /// How it ended.
         status: String,
-        /// The last lines that mean something.
+        /// The last lines that mean something; none, if it said nothing.
         tail: String,
     },
     /// The archive has no such package.

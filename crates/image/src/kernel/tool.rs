@@ -51,7 +51,7 @@ impl Tool {
         Err(ImageError::ToolFailed {
             tool: self.name,
             status: ended.status.to_string(),
-            tail: last_words(&ended.tail).unwrap_or("it said nothing").to_owned(),
+            tail: last_words(&ended.tail).unwrap_or_default().to_owned(),
         }
         .into())
     }
