@@ -50,6 +50,24 @@ fn a_change_comes_back_as_a_patch_and_the_source_is_untouched() {
 }
 
 #[test]
+fn what_the_guests_git_cannot_tell_apart_is_a_change_all_the_same() {
+    let repo = repository();
+    put(repo.path(), "one", "1\n");
+    put(repo.path(), "two", "2\n");
+    let copied = std::fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
+    for name in ["one", "two"] {
+        std::fs::File::open(repo.path().join(name)).unwrap().set_times(copied).unwrap();
+    }
+    commit(repo.path(), "two of a size and a second");
+    let guest = prepare(&request(repo.path())).unwrap();
+    std::fs::rename(guest.path().join("two"), guest.path().join("one")).unwrap();
+    let (_scratch, out) = export(repo.path(), "HEAD", guest.path()).unwrap();
+    let changed: Vec<_> = out.summary.files.iter().map(|f| f.path.to_string_lossy().into_owned()).collect();
+    assert_eq!(changed, ["one", "two"]);
+    assert_eq!(out.tree, guest_tree(guest.path()));
+}
+
+#[test]
 fn nothing_changed_is_an_empty_patch() {
     let repo = repository();
     let guest = prepare(&request(repo.path())).unwrap();
