@@ -4,8 +4,10 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use crate::leaks::Scope;
 
 /// What it takes to ask an installation.
 #[derive(Debug)]
@@ -64,11 +66,8 @@ impl Witness {
 /// What the threads of the processes that carry this id are at: name, state, ticks computed, and where in the kernel they wait.
 fn threads(id: &str) -> Vec<String> {
     let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let carries = |process: &PathBuf| {
-        let words = fs::read(process.join("cmdline")).unwrap_or_default();
-        !id.is_empty() && String::from_utf8_lossy(&words).contains(id)
-    };
-    let tasks = entries("/proc".into()).filter(carries).flat_map(|process| entries(process.join("task")));
+    let marked = Scope { markers: vec![id.to_owned()], dirs: Vec::new() }.processes();
+    let tasks = marked.iter().flat_map(|process| entries(Path::new("/proc").join(&process.key).join("task")));
     let line = |task: PathBuf| {
         let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
         let (name, rest) = stat.rsplit_once(") ")?;
