@@ -45,6 +45,7 @@ pub struct ChildExit {
 struct Stat {
     state: u8,
     session: u32,
+    threads: u32,
     start_time: u64,
 }
 
@@ -74,14 +75,16 @@ fn stat(pid: u32) -> io::Result<Option<Stat>> {
     Ok(Some(Stat {
         state: field(3)?.bytes().next().unwrap_or(b'?'),
         session: field(6)?.parse().map_err(|_| garbled())?,
+        threads: field(20)?.parse().map_err(|_| garbled())?,
         start_time: field(22)?.parse().map_err(|_| garbled())?,
     }))
 }
 
 impl Stat {
-    /// A zombie runs nothing and holds nothing; only its parent has not looked yet.
+    /// A zombie runs nothing and holds nothing; only its parent has not looked yet. But `Z` is the first thread's state:
+    /// as long as others of its threads are on their way out, all the files, and the locks on them, are still held.
     fn ended(&self) -> bool {
-        matches!(self.state, b'Z' | b'X' | b'x')
+        matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 }
 
@@ -99,16 +102,21 @@ impl ProcessId {
         }
     }
 
+    /// What /proc says of this very process, as long as nobody has reaped it.
+    fn stat(&self) -> Option<Stat> {
+        let same_boot = boot_id().is_ok_and(|id| id == self.boot_id);
+        stat(self.pid).ok().flatten().filter(|stat| same_boot && stat.start_time == self.start_time)
+    }
+
     /// Whether this very process still runs. A zombie does not.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        boot_id().is_ok_and(|id| id == self.boot_id)
-            && stat(self.pid).is_ok_and(|s| s.is_some_and(|s| s.start_time == self.start_time && !s.ended()))
+        self.stat().is_some_and(|stat| !stat.ended())
     }
 
     /// Whether a signal has stopped this very process (`T` in `/proc/PID/stat`).
     pub(crate) fn is_stopped(&self) -> bool {
-        self.is_alive() && stat(self.pid).is_ok_and(|s| s.is_some_and(|s| s.state == b'T'))
+        self.stat().is_some_and(|stat| stat.state == b'T')
     }
 
     /// Whether a part of this very process's memory is on a swap device; so it is where that cannot be told.
@@ -150,13 +158,15 @@ impl ProcessId {
         }
     }
 
-    /// Waits until this very process has ended, and reaps it when it is our child.
+    /// Waits until this very process has ended, and reaps it when it is our child, also if it ended before.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn wait(&self) -> Result<Option<ChildExit>> {
-        match self.open_pidfd()? {
-            Some(fd) => wait_pidfd(fd, self.pid).await,
+        let Some(fd) = raw_pidfd(self.pid)? else { return Ok(None) };
+        // Looked at only now, as above.
+        match self.stat() {
+            Some(_) => wait_pidfd(fd, self.pid).await,
             None => Ok(None),
         }
     }
@@ -338,6 +348,51 @@ mod tests {
         assert!(!id.is_alive());
         assert!(id.open_pidfd().unwrap().is_none());
         assert!(!id.signal(Signal::KILL).unwrap());
+    }
+
+    extern "C" fn linger(_: *mut libc::c_void) -> libc::c_int {
+        loop {
+            #[expect(unsafe_code, reason = "the test needs a thread that only waits")]
+            // SAFETY: pause takes and touches nothing.
+            unsafe {
+                libc::pause();
+            }
+        }
+    }
+
+    /// The pid of a child whose first thread ends at once, and whose second one does not.
+    fn without_its_first_thread() -> u32 {
+        let mut stack = vec![0_u8; 64 << 10];
+        let top = stack.as_mut_ptr_range().end;
+        let thread = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND;
+        #[expect(unsafe_code, reason = "the standard library cannot end a first thread alone")]
+        // SAFETY: between fork and its end the child only makes system calls; its second thread has a stack of its own, a
+        // copy of ours that nobody frees.
+        let pid = unsafe {
+            let pid = libc::fork();
+            if pid == 0 {
+                libc::clone(linger, top.cast(), thread | libc::CLONE_THREAD, std::ptr::null_mut());
+                libc::syscall(libc::SYS_exit, 0);
+            }
+            pid
+        };
+        u32::try_from(pid).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_whose_first_thread_ended_before_the_others_is_alive_and_waited_for() {
+        // Given what a killed VMM is for a while on a busy host
+        let pid = without_its_first_thread();
+        while stat(pid).unwrap().unwrap().state != b'Z' {
+            std::thread::yield_now();
+        }
+        // Then it is there, until the last of its threads has gone
+        let id = ProcessId::of(pid).unwrap().expect("what still holds its files is somebody");
+        assert!(id.is_alive());
+        assert!(id.signal(Signal::KILL).unwrap());
+        id.wait().await.unwrap();
+        assert!(!id.is_alive());
+        assert!(stat(pid).unwrap().is_none(), "it was not reaped");
     }
 
     #[test]
