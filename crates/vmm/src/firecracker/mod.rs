@@ -97,7 +97,16 @@ impl Driver for FirecrackerDriver {
     async fn capabilities(&self) -> Result<Capabilities> {
         let FirecrackerInfo { version, warning, .. } = self.info().await?.clone();
         let network = has_network(&self.cage).is_ok();
-        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network, warning })
+        Ok(Capabilities {
+            version,
+            pause: true,
+            snapshot: true,
+            restore: true,
+            network,
+            // It emulates none.
+            emulates_side_by_side: false,
+            warning,
+        })
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {

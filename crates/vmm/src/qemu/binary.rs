@@ -9,6 +9,10 @@ use crate::{Result, VmmError};
 const NAME: &str = "qemu-system-x86_64";
 /// The oldest QEMU we know to work: it brought `-netdev stream` with descriptors.
 const OLDEST: (u32, u32) = (7, 2);
+/// It brought emulated vCPUs that see what another one changes in their code. Before, one that translated a page in that
+/// moment kept the old code: a Linux that patched itself while it booted (`int3`, then the new code) hung forever, 1 boot
+/// in 150 on a busy host.
+const SEES_CHANGED_CODE: (u32, u32) = (8, 1);
 /// It brought memory of a file that is only read, and yet not a ROM to the guest (`readonly=on,rom=off`).
 const READS_MEMORY_ONLY: (u32, u32) = (8, 2);
 
@@ -21,6 +25,8 @@ pub struct QemuInfo {
     pub version: String,
     /// Whether it can begin with a memory file that it may not write to.
     pub reads_memory_only: bool,
+    /// Whether emulated vCPUs may run side by side.
+    pub sees_changed_code: bool,
 }
 
 /// Finds the binary: `wanted` (the value of BANGER_QEMU) if given, else in `search_path` (the
@@ -44,7 +50,7 @@ pub async fn check(program: &Path) -> Result<QemuInfo> {
     let unusable = |why: String| VmmError::QemuUnusable { program: program.to_owned(), why };
     let said = ask(program, &["--version"]).await.map_err(unusable)?;
     let version = parse_version(&said).ok_or_else(|| unusable("it does not say its version".to_owned()))?;
-    let reads_memory_only = numbers(&version).is_some_and(|n| n >= READS_MEMORY_ONLY);
+    let since = |first| numbers(&version).is_some_and(|n| n >= first);
     if numbers(&version).is_none_or(|n| n < OLDEST) {
         return Err(unusable(format!("its version {version} is older than {}.{}", OLDEST.0, OLDEST.1)));
     }
@@ -52,7 +58,12 @@ pub async fn check(program: &Path) -> Result<QemuInfo> {
     if !machines.lines().any(|l| l.split_ascii_whitespace().next() == Some("microvm")) {
         return Err(unusable("it has no microvm machine".to_owned()));
     }
-    Ok(QemuInfo { program: program.to_owned(), version, reads_memory_only })
+    Ok(QemuInfo {
+        program: program.to_owned(),
+        reads_memory_only: since(READS_MEMORY_ONLY),
+        sees_changed_code: since(SEES_CHANGED_CODE),
+        version,
+    })
 }
 
 fn parse_version(said: &str) -> Option<String> {
@@ -101,6 +112,19 @@ mod tests {
             let file = script(dir.path(), body);
             let error = check(&file).await.unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_binary_can_goes_by_its_version() {
+        let dir = tempfile::tempdir().unwrap();
+        for (version, expected) in
+            [("7.2.22", (false, false)), ("8.1.0", (true, false)), ("10.0.2", (true, true))]
+        {
+            let said =
+                format!("[ $1 = --version ] && echo 'QEMU emulator version {version}' || echo microvm");
+            let info = check(&script(dir.path(), &said)).await.unwrap();
+            assert_eq!((info.sees_changed_code, info.reads_memory_only), expected, "{version}");
         }
     }
 

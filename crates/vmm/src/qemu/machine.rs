@@ -16,6 +16,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 
 use super::agent_port::AgentPort;
 use super::arguments::{Descriptors, Memory, arguments};
+use super::binary::QemuInfo;
 use super::capture;
 use super::clock::HostClock;
 use super::confinement::policy;
@@ -66,18 +67,17 @@ pub(super) enum Begin<'a> {
         state: &'a Path,
         /// Its memory.
         memory: MemoryFile,
-        /// Whether this QEMU can do with only reading that.
-        read_only: bool,
     },
 }
 
 pub(super) async fn launch(
-    program: &Path,
+    info: &QemuInfo,
     cage: &Cage,
     spec: MachineSpec,
     clock: &HostClock,
     how: Begin<'_>,
 ) -> Result<QemuMachine> {
+    let program = &info.program;
     let control_socket = spec.runtime_dir.join("qmp.sock");
     let agent_socket = spec.runtime_dir.join("agent.sock");
     let words = Words::begin(&spec.log_dir);
@@ -86,10 +86,10 @@ pub(super) async fn launch(
     let mut state = None;
     let memory = match &how {
         Begin::Boot => Memory::Anonymous,
-        Begin::Restore { state: path, memory, read_only } => {
+        Begin::Restore { state: path, memory } => {
             state = Some(File::open(path).map_err(VmmError::file("open", path))?);
             layout.memory_file = Some(memory.clone());
-            Memory::Clone { path: &memory.path, read_only: *read_only }
+            Memory::Clone { path: &memory.path, read_only: info.reads_memory_only }
         }
     };
 
@@ -115,8 +115,9 @@ pub(super) async fn launch(
         Accel::Kvm => None,
     };
     let boot = Boot { tsc_khz, verbose: spec.verbose_console, rescue: spec.rescue };
+    let side_by_side = info.sees_changed_code;
     let console = words.console();
-    let args = arguments(&spec, &console, fds, memory, boot)?;
+    let args = arguments(&spec, &console, fds, memory, boot, side_by_side)?;
     // What is not there yet cannot be given.
     drop(open_log(&console)?);
     let mut policy = policy(program, &spec, &console);

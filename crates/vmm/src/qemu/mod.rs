@@ -29,8 +29,8 @@ use machine::Begin;
 use crate::snapshot::{Files, Layout};
 use crate::{Cage, Capabilities, Driver, Machine, MachineHandle, MachineSpec, Result, VmmError};
 
-/// The set of devices that its machines have: see [`Layout::devices`].
-const DEVICES: u32 = 0;
+/// The set of devices that its machines have: see [`Layout::devices`]. Since 1 all vCPUs are cores of one processor.
+const DEVICES: u32 = 1;
 
 /// The driver.
 #[derive(Debug)]
@@ -70,20 +70,29 @@ impl Driver for QemuDriver {
     }
 
     async fn capabilities(&self) -> Result<Capabilities> {
-        let version = self.info().await?.version.clone();
-        Ok(Capabilities { version, pause: true, snapshot: true, restore: true, network: true, warning: None })
+        let info = self.info().await?;
+        Ok(Capabilities {
+            version: info.version.clone(),
+            pause: true,
+            snapshot: true,
+            restore: true,
+            network: true,
+            emulates_side_by_side: info.sees_changed_code,
+            warning: None,
+        })
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>> {
-        Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock, Begin::Boot).await?))
+        let info = self.info().await?;
+        Ok(Arc::new(machine::launch(info, &self.cage, spec, &self.clock, Begin::Boot).await?))
     }
 
     async fn restore(&self, spec: MachineSpec, snapshot: &Path) -> Result<Arc<dyn Machine>> {
         let files = Files::of(snapshot);
         let info = self.info().await?;
         let memory = files.about(&Layout::of(&spec, DEVICES), &spec, DriverKind::Qemu, &info.version)?;
-        let how = Begin::Restore { state: &files.state, memory, read_only: info.reads_memory_only };
-        Ok(Arc::new(machine::launch(&self.program, &self.cage, spec, &self.clock, how).await?))
+        let how = Begin::Restore { state: &files.state, memory };
+        Ok(Arc::new(machine::launch(info, &self.cage, spec, &self.clock, how).await?))
     }
 
     async fn adopt(&self, handle: &MachineHandle) -> Result<Option<Arc<dyn Machine>>> {
