@@ -193,7 +193,8 @@ impl Config {
     ) -> Result<Self> {
         let defaults = file.vm_defaults;
         // A quarter of the CPUs from two (if there are two) to four, an eighth of the memory up to eight GiB: several
-        // VMs fit beside the user's own work, and a build in a guest has a second CPU, as has its boot.
+        // VMs fit beside the user's own work, and a build in a guest has a second CPU, as has its boot. One where vCPUs
+        // take turns: see `create`.
         let vcpu = (host.cpus / 4).clamp(host.cpus.clamp(1, 2), 4);
         let memory = Mib((host.memory.0 / 8).clamp(1024, 8192) / 256 * 256);
         let program = |variable, from_file| match (env(variable).filter(|v| !v.is_empty()), from_file) {

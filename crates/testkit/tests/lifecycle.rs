@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use banger_testkit::{Sandbox, Vm, tree, wait};
+use banger_vmm::process::ProcessId;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn state(vm: &Vm<'_>) -> String {
@@ -22,10 +23,8 @@ fn signal(pid: u64, signal: Signal) {
 fn kill(pid: u64) {
     signal(pid, Signal::KILL);
     // A dying process may still accept a connection.
-    wait::must("it is dead", Duration::from_secs(10), || {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.is_empty() || stat.contains(") Z ")
-    });
+    let pid = u32::try_from(pid).unwrap();
+    wait::must("it is dead", Duration::from_secs(10), || ProcessId::of(pid).unwrap().is_none());
 }
 
 #[test]
@@ -108,6 +107,33 @@ fn twenty_runs_in_a_row_and_four_at_once_leave_nothing() {
     }
     assert_eq!(sandbox.vm_names(), Vec::<String>::new());
     sandbox.no_vm_is_left();
+}
+
+#[test]
+fn a_vm_has_the_vcpus_that_were_asked_for_or_as_many_as_are_of_use() {
+    let sandbox = Sandbox::bare();
+    let vcpus = |flags: &[&str]| {
+        let count = "grep -c ^processor /proc/cpuinfo; grep '^physical id' /proc/cpuinfo | sort -u | wc -l";
+        let run = sandbox.banger(["run", "--rm", "--image", "bare", "--network", "none"]).args(flags);
+        run.args(["--", "sh", "-c", count]).go().ok().text().to_owned()
+    };
+    // Emulated ones that take turns are of no use; otherwise it is what doctor says.
+    let checks = sandbox.banger(["doctor", "--json"]).go().json();
+    let said = |name: &str| {
+        let check = checks.as_array().unwrap().iter().find(|c| c["name"] == name);
+        check.unwrap()["detail"].as_str().unwrap().to_owned()
+    };
+    let emulated = said("kvm").contains("software emulation");
+    let usual = if emulated && said("qemu").contains("take turns") {
+        "1".to_owned()
+    } else {
+        said("defaults").split_once("vcpu ").unwrap().1.split(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(vcpus(&[]), format!("{usual}\n1"));
+    assert_eq!(vcpus(&["--vcpu", "3"]), "3\n1", "cores of one processor");
+    sandbox.banger(["daemon", "stop"]).go().ok().done();
+    sandbox.configure("[vm_defaults]\nvcpu = 2\n");
+    assert_eq!(vcpus(&[]), "2\n1");
 }
 
 #[test]

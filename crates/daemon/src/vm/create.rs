@@ -7,6 +7,7 @@ use banger_protocol::api::{CreateVm, PrepareRequest};
 use jiff::Timestamp;
 
 use super::Vms;
+use crate::config::Origin;
 use crate::op::{Op, random_bytes};
 use crate::workspace::{Workspaces, prepare};
 
@@ -29,7 +30,7 @@ impl Vms {
         request: CreateVm,
     ) -> Result<Vm> {
         let (request, template) = self.with_saved_template(request)?;
-        let shape = self.check(&request)?;
+        let mut shape = self.check(&request)?;
         // What can be refused is refused before anything is built or booted.
         if let Some(workspace) = &request.workspace {
             workspaces.preflight(workspace).await?;
@@ -43,6 +44,12 @@ impl Vms {
         let choice = self.choose(driver, request.accel, network).await?;
         if let Some(notice) = choice.notice {
             op.notice(notice);
+        }
+        if request.vcpu.is_none()
+            && self.config.vcpu.origin == Origin::Builtin
+            && self.vcpus_take_turns(choice.driver, choice.accel).await?
+        {
+            shape.vcpu = 1;
         }
         let kernel = request.kernel.clone().unwrap_or_else(|| self.config.kernel.value.clone());
         let ensure_image = async {

@@ -363,6 +363,11 @@ impl Vms {
         Ok(choice)
     }
 
+    /// Whether a machine's vCPUs are emulated, and only one of them at a time.
+    async fn vcpus_take_turns(&self, driver: DriverKind, accel: Accel) -> Result<bool> {
+        Ok(accel == Accel::Tcg && !self.driver(driver)?.capabilities().await?.emulates_side_by_side)
+    }
+
     /// Why a guest of this VM may not get far, when its KVM is an emulation.
     pub(crate) async fn emulated(&self, vm: &Vm) -> Option<String> {
         match (vm.accel, self.kvm().await) {
