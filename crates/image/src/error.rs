@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use banger_model::{Bytes, Error, ErrorCode, Sha256};
+use banger_model::{Bytes, Error, ErrorCode, Sha256, is_disk_full};
 
 /// A failure of this crate's image side.
 #[derive(Debug, thiserror::Error)]
@@ -153,14 +153,14 @@ impl From<ImageError> for Error {
             ImageError::Damaged { .. } => {
                 (ErrorCode::Internal, Some("delete the image, then build or import it again".to_owned()))
             }
-            ImageError::Io { ref source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
-                    ErrorCode::Unavailable,
-                    Some("free some space and try again; nothing was changed".to_owned()),
-                ),
-                io::ErrorKind::AlreadyExists => (ErrorCode::AlreadyExists, None),
-                _ => (ErrorCode::Internal, None),
-            },
+            ImageError::Io { ref source, .. } if is_disk_full(source) => (
+                ErrorCode::Unavailable,
+                Some("free some space and try again; nothing was changed".to_owned()),
+            ),
+            ImageError::Io { ref source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                (ErrorCode::AlreadyExists, None)
+            }
+            ImageError::Io { .. } => (ErrorCode::Internal, None),
         };
         Self { code, message, hint }
     }

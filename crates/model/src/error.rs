@@ -86,6 +86,12 @@ pub struct Error {
 /// Result with the user-facing [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Whether there was no room for what was to be written: on the disk, or in its user's share of it.
+#[must_use]
+pub fn is_disk_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
 impl Error {
     /// An error without a hint.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {

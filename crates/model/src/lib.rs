@@ -19,7 +19,7 @@ mod vm;
 pub use bytes::ByteString;
 pub use dirs::{RuntimeDir, StateDir, runtime_dir_candidates, state_dir_from};
 pub use duration::parse_duration;
-pub use error::{Error, ErrorCode, Result};
+pub use error::{Error, ErrorCode, Result, is_disk_full};
 pub use id::{OpId, VmId};
 pub use image::{Image, ImageName, ImageSource, Kernel, KernelName, RootFsType, Sha256};
 pub use machine::{Accel, DriverChoice, DriverKind, GuestPath, MachineShape, NetworkMode};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use banger_model::{Error, ErrorCode};
+use banger_model::{Error, ErrorCode, is_disk_full};
 use rusqlite::ErrorCode as FailureKind;
 
 /// A failure of the store.
@@ -106,7 +106,7 @@ impl From<StoreError> for Error {
                 }
                 _ => Error::internal(message),
             },
-            StoreError::Io { ref source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            StoreError::Io { ref source, .. } if is_disk_full(source) => {
                 Error::new(ErrorCode::Unavailable, message).with_hint("free some space and try again")
             }
             StoreError::Io { .. } => Error::new(ErrorCode::Unavailable, message)

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use banger_model::{Error, ErrorCode, Layer};
+use banger_model::{Error, ErrorCode, Layer, is_disk_full};
 
 /// Result with [`VmmError`].
 pub type Result<T, E = VmmError> = std::result::Result<T, E>;
@@ -221,10 +221,6 @@ fn last_words(log: &str) -> String {
     if log.is_empty() { String::new() } else { format!("; its last words: {log}") }
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 impl VmmError {
     pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
@@ -259,7 +255,7 @@ impl VmmError {
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::NotRunning { .. } => ErrorCode::NotRunning,
             Self::Callers(error) => error.code,
-            Self::File { source, .. } if is_full(source) => ErrorCode::Unavailable,
+            Self::File { source, .. } if is_disk_full(source) => ErrorCode::Unavailable,
             Self::File { .. } | Self::Control { .. } | Self::ForeignHandle { .. } | Self::Process { .. } => {
                 ErrorCode::Internal
             }
@@ -284,7 +280,7 @@ impl VmmError {
             Self::RefusedAtStart { .. } => "'banger vm logs' has the machine monitor's own log",
             Self::NoSnapshot { .. } => "stop it and start it again, then try once more",
             Self::ForeignSnapshot { .. } => "start the VM without the snapshot: it boots cold",
-            Self::File { source, .. } if is_full(source) => {
+            Self::File { source, .. } if is_disk_full(source) => {
                 "free some space there: 'banger vm list' shows what can be deleted"
             }
             Self::DriverUnavailable { .. } => "use '--driver qemu' or '--driver auto'",

@@ -11,7 +11,7 @@ mod unpack;
 
 use std::io;
 
-use banger_model::{ByteString, Error, ErrorCode};
+use banger_model::{ByteString, Error, ErrorCode, is_disk_full};
 
 pub use copy_in::copy_in;
 pub(crate) use copy_in::{is_copy, is_vacant};
@@ -59,10 +59,7 @@ impl ArchiveError {
     fn file<E: Into<io::Error>>(path: &[u8]) -> impl FnOnce(E) -> Self {
         move |e| {
             let (path, source) = (ByteString(path.to_vec()), e.into());
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(path),
-                _ => Self::File { path, source },
-            }
+            if is_disk_full(&source) { Self::Full(path) } else { Self::File { path, source } }
         }
     }
 }

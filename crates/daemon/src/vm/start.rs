@@ -8,7 +8,7 @@ use std::time::Instant;
 use banger_channel::Session;
 use banger_image::DiskUse;
 use banger_image::kernel::BootFiles;
-use banger_model::{Boot, Error, ErrorCode, LastError, Result, Vm, VmState};
+use banger_model::{Boot, Error, ErrorCode, LastError, Result, Vm, VmState, is_disk_full};
 use banger_protocol::agent::{AgentHello, Request};
 use banger_vmm::Machine;
 use banger_vmm::cage::group::Limits;
@@ -479,7 +479,6 @@ pub(super) fn remove_file(path: &std::path::Path) -> Result<()> {
 }
 
 pub(super) fn failed(what: &str, path: &std::path::Path, error: &std::io::Error) -> Error {
-    let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
     let plain = Error::unavailable(format!("cannot {what} {}: {error}", path.display()));
-    if full { plain.with_hint("free some space and try again") } else { plain }
+    if is_disk_full(error) { plain.with_hint("free some space and try again") } else { plain }
 }
