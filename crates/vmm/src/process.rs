@@ -371,6 +371,8 @@ mod tests {
         let pid = unsafe {
             let pid = libc::fork();
             if pid == 0 {
+                // Nor does it outlive a test that fails.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 libc::clone(linger, top.cast(), thread | libc::CLONE_THREAD, std::ptr::null_mut());
                 libc::syscall(libc::SYS_exit, 0);
             }
