@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use banger_image::kernel::DEFAULT_KERNEL;
-use banger_model::{Bytes, DriverKind, Error, Layer};
+use banger_model::{Bytes, Error, Layer};
 use banger_protocol::api::{Check, CheckStatus};
 use banger_vmm::kvm::KvmStatus;
 use banger_vmm::{Cage, Capabilities, VmmError};
@@ -32,7 +32,7 @@ pub(crate) async fn run(
 ) -> Vec<Check> {
     let mut checks = vec![kvm(&vms.kvm().await)];
     for driver in vms.drivers() {
-        checks.push(driver_check(driver.kind(), driver.capabilities().await, config));
+        checks.push(driver_check(driver.kind().as_str(), driver.capabilities().await, config));
     }
     checks.push(cage(vms.cage(), dirs).await);
     checks.push(disk(dirs));
@@ -88,10 +88,9 @@ pub(crate) fn fail(name: &str, error: Error) -> Check {
     Check { name: name.to_owned(), status: CheckStatus::Fail, detail: error.message, hint: error.hint }
 }
 
-fn driver_check(driver: DriverKind, asked: banger_vmm::Result<Capabilities>, config: &Config) -> Check {
-    let name = driver.as_str();
+fn driver_check(name: &str, asked: banger_vmm::Result<Capabilities>, config: &Config) -> Check {
     match asked {
-        Ok(Capabilities { version, emulates_side_by_side: false, .. }) if driver == DriverKind::Qemu => ok(
+        Ok(Capabilities { version, warning: None, vcpus_take_turns: true, .. }) => ok(
             name,
             format!(
                 "version {version}; without KVM its vCPUs take turns, and a VM has one unless asked for more"

@@ -108,9 +108,9 @@ pub struct Capabilities {
     pub restore: bool,
     /// A machine can have a network device.
     pub network: bool,
-    /// Emulated vCPUs run at the same time. Where they do not, one does more than several that take turns.
+    /// Emulated vCPUs take turns: one does more than several.
     #[serde(default)]
-    pub emulates_side_by_side: bool,
+    pub vcpus_take_turns: bool,
     /// One line about what is doubtful with this version, such as that it is newer than what was tried.
     #[serde(default)]
     pub warning: Option<String>,

@@ -365,7 +365,7 @@ impl Vms {
 
     /// Whether a machine's vCPUs are emulated, and only one of them at a time.
     async fn vcpus_take_turns(&self, driver: DriverKind, accel: Accel) -> Result<bool> {
-        Ok(accel == Accel::Tcg && !self.driver(driver)?.capabilities().await?.emulates_side_by_side)
+        Ok(accel == Accel::Tcg && self.driver(driver)?.capabilities().await?.vcpus_take_turns)
     }
 
     /// Why a guest of this VM may not get far, when its KVM is an emulation.

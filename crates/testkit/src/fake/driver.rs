@@ -57,7 +57,7 @@ impl Driver for FakeDriver {
             snapshot: true,
             restore: true,
             network: true,
-            emulates_side_by_side: true,
+            vcpus_take_turns: false,
             warning: None,
         })
     }

@@ -104,7 +104,7 @@ impl Driver for FirecrackerDriver {
             restore: true,
             network,
             // It emulates none.
-            emulates_side_by_side: false,
+            vcpus_take_turns: false,
             warning,
         })
     }

@@ -10,8 +10,7 @@ const NAME: &str = "qemu-system-x86_64";
 /// The oldest QEMU we know to work: it brought `-netdev stream` with descriptors.
 const OLDEST: (u32, u32) = (7, 2);
 /// It brought emulated vCPUs that see what another one changes in their code. Before, one that translated a page in that
-/// moment kept the old code: a Linux that patched itself while it booted (`int3`, then the new code) hung forever, 1 boot
-/// in 150 on a busy host.
+/// moment kept the old code: a Linux that patched itself while it booted (`int3`, then the new code) hung forever.
 const SEES_CHANGED_CODE: (u32, u32) = (8, 1);
 /// It brought memory of a file that is only read, and yet not a ROM to the guest (`readonly=on,rom=off`).
 const READS_MEMORY_ONLY: (u32, u32) = (8, 2);
@@ -51,7 +50,7 @@ pub async fn check(program: &Path) -> Result<QemuInfo> {
     let said = ask(program, &["--version"]).await.map_err(unusable)?;
     let version = parse_version(&said).ok_or_else(|| unusable("it does not say its version".to_owned()))?;
     let since = |first| numbers(&version).is_some_and(|n| n >= first);
-    if numbers(&version).is_none_or(|n| n < OLDEST) {
+    if !since(OLDEST) {
         return Err(unusable(format!("its version {version} is older than {}.{}", OLDEST.0, OLDEST.1)));
     }
     let machines = ask(program, &["-machine", "help"]).await.map_err(unusable)?;

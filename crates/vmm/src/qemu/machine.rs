@@ -115,9 +115,8 @@ pub(super) async fn launch(
         Accel::Kvm => None,
     };
     let boot = Boot { tsc_khz, verbose: spec.verbose_console, rescue: spec.rescue };
-    let side_by_side = info.sees_changed_code;
     let console = words.console();
-    let args = arguments(&spec, &console, fds, memory, boot, side_by_side)?;
+    let args = arguments(&spec, &console, fds, memory, boot, info.sees_changed_code)?;
     // What is not there yet cannot be given.
     drop(open_log(&console)?);
     let mut policy = policy(program, &spec, &console);

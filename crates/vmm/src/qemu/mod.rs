@@ -77,7 +77,7 @@ impl Driver for QemuDriver {
             snapshot: true,
             restore: true,
             network: true,
-            emulates_side_by_side: info.sees_changed_code,
+            vcpus_take_turns: !info.sees_changed_code,
             warning: None,
         })
     }
