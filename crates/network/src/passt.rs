@@ -12,6 +12,9 @@ use crate::addresses::{DNS, GATEWAY, GUEST, MTU, PREFIX};
 use crate::{NetworkError, Result};
 
 const NAME: &str = "passt";
+/// passt mounts its own empty root here before it enters it (`TMPDIR` in its isolation.c; the variable of that name has
+/// no part in it). The directory must exist.
+pub(crate) const MOUNTS_OVER: &str = "/tmp";
 
 /// What a usable passt says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

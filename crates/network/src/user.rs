@@ -120,6 +120,7 @@ fn passt_policy(id: &VmId) -> Policy {
     policy.read.extend(["/etc/resolv.conf", "/etc/hosts"].map(PathBuf::from));
     policy.hosts_network = true;
     policy.nests = true;
+    policy.mount_points.push(passt::MOUNTS_OVER.into());
     policy.descriptors = 1 << 16;
     policy
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::Duration;
 
 use banger_model::VmId;
@@ -30,7 +31,8 @@ impl Bench {
     fn new(number: u8) -> Option<Self> {
         match passt::locate(std::env::var_os("PATH").as_deref()) {
             Ok(passt) => Some(Self {
-                dir: tempfile::tempdir().unwrap(),
+                // Not below /tmp, which the processes then would have in their root: users' directories are elsewhere.
+                dir: tempfile::tempdir_in("/var/tmp").unwrap(),
                 passt,
                 id: VmId::from_random([0xef, 0, std::process::id() as u8, 0, 0, number]),
             }),
@@ -58,14 +60,17 @@ impl Bench {
     }
 }
 
-/// The cage as users have it. Its builder is another crate's program: made here when only this crate is tested.
+/// The cage as users have it. Its builder is another crate's program, which cargo does not build for this crate's tests:
+/// it is brought up to date here.
 fn cage() -> Cage {
-    let companions = Path::new(env!("CARGO_BIN_EXE_banger-netguard")).parent().unwrap();
-    if !companions.join("banger-cage").exists() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
         let mut cargo = std::process::Command::new(env!("CARGO"));
-        let made = cargo.args(["build", "-p", "banger-vmm", "--bin", "banger-cage"]).status().unwrap();
-        assert!(made.success());
-    }
+        let made =
+            cargo.args(["build", "-q", "--locked", "-p", "banger-vmm", "--bin", "banger-cage"]).status();
+        assert!(made.unwrap().success());
+    });
+    let companions = Path::new(env!("CARGO_BIN_EXE_banger-netguard")).parent().unwrap();
     Cage::beside(companions, Vec::new())
 }
 

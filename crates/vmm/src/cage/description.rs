@@ -20,6 +20,8 @@ pub(super) struct Description {
     /// What of the file system it gets, parents before children.
     pub places: Vec<Place>,
     /// See [`super::Policy`].
+    pub mount_points: Vec<OsString>,
+    /// See [`super::Policy`].
     pub hosts_network: bool,
     /// See [`super::Policy`].
     pub nests: bool,

@@ -58,6 +58,7 @@ pub(crate) fn describe(
         directory: directory.into(),
         keep: keep.to_vec(),
         places: places(policy, program),
+        mount_points: policy.mount_points.iter().map(Into::into).collect(),
         hosts_network: policy.hosts_network,
         nests: policy.nests,
         borrows: policy.lent.is_some(),

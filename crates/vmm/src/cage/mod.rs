@@ -49,6 +49,8 @@ pub struct Policy {
     pub write: Vec<PathBuf>,
     /// Directories of its own, in which it may make files and sockets. Nobody may trust what is in them.
     pub rooms: Vec<PathBuf>,
+    /// Empty directories that its root has, whatever else is in it: the program mounts something there.
+    pub mount_points: Vec<PathBuf>,
     /// Device nodes.
     pub devices: Vec<PathBuf>,
     /// Whether it sees the host's network.
@@ -89,6 +91,7 @@ impl Policy {
             read: Vec::new(),
             write: Vec::new(),
             rooms: Vec::new(),
+            mount_points: Vec::new(),
             devices: ["/dev/null", "/dev/urandom"].map(PathBuf::from).into(),
             hosts_network: false,
             nests: false,

@@ -54,6 +54,9 @@ fn prepare(description: &Description) -> Result<OwnedFd, Refusal> {
     }
     // The working directory, too, has the path it has outside: the daemon finds processes by it.
     directories(&root, Path::new(&description.directory)).map_err(refused("no working directory"))?;
+    for empty in &description.mount_points {
+        directories(&root, Path::new(empty)).map_err(refused("no place for the program's own mounts"))?;
+    }
     // There is no process table, but programs ask it where they themselves are.
     directories(&root, Path::new("/proc/self")).map_err(refused("no place for the program's own name"))?;
     symlinkat(&description.program, &root, "proc/self/exe")
