@@ -35,7 +35,7 @@ setup: ## install what is missing from Debian packages
 build: build-programs build-agent ## all programs in target/banger
 	@mkdir -p $(BIN)
 	@install -C -m 0755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd \
-		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/release/banger-cage \
+		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/release/banger-responder $(TARGET_DIR)/release/banger-cage \
 		$(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
 
 .PHONY: build-programs build-agent build-tests
@@ -50,7 +50,7 @@ build-tests:
 install: build ## install below PREFIX (/usr/local), with DESTDIR before it
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
 	install -m 0755 $(BIN)/banger $(BIN)/bangerd $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 $(BIN)/banger-agent $(BIN)/banger-netguard $(BIN)/banger-cage $(DESTDIR)$(PREFIX)/lib/banger
+	install -m 0755 $(BIN)/banger-agent $(BIN)/banger-netguard $(BIN)/banger-responder $(BIN)/banger-cage $(DESTDIR)$(PREFIX)/lib/banger
 
 .PHONY: demo
 demo: setup build ## from nothing to a patch: this repository in a virtual machine

@@ -98,6 +98,7 @@ impl Daemon {
         tokio::spawn(vms.clone().cap_consoles());
         tokio::spawn(vms.clone().resume_stalled());
         tokio::spawn(vms.clone().watch_clock());
+        tokio::spawn(vms.clone().watch_host_network());
         tokio::spawn(vms.clone().reconcile_for_ever());
         tokio::spawn(vms.clone().keep_spares());
         let templates = vms.clone();

@@ -147,6 +147,11 @@ impl RuntimeDir {
     pub fn vm(&self, id: &VmId) -> PathBuf {
         self.vms().join(id.as_str())
     }
+    /// What a VM's network reads of the host's: a copy of its resolv.conf(5).
+    #[must_use]
+    pub fn vm_network(&self, id: &VmId) -> PathBuf {
+        self.vm(id).join("net")
+    }
     /// The parent of all VMs' socket directories.
     #[must_use]
     pub fn vms(&self) -> PathBuf {

@@ -11,7 +11,14 @@ pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(crate) const PREFIX: u8 = 24;
 /// The gateway.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// The name server that the guest is given; its queries go to the host's own.
+/// The gateway's hardware address, the same on every host: a guest that is restored elsewhere still knows the right one.
+/// QEMU's own user-mode network makes the addresses of its gateway and name server in this way, too.
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
+/// The name server's hardware address.
+pub(crate) const DNS_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 3];
+/// The length of an ethernet frame's header, bytes.
+pub(crate) const FRAME_HEADER: usize = 14;
+/// The name server that the guest is given: the responder, which asks the host's own.
 pub(crate) const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
 /// The largest IP packet, bytes: passt's own limit for the framing that it speaks with QEMU.

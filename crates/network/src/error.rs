@@ -27,9 +27,9 @@ pub enum NetworkError {
         /// Why.
         why: String,
     },
-    /// The guard's binary is not beside ours.
+    /// One of our own binaries is not beside the others.
     #[error("a part of banger is missing: {looked} is not an executable file")]
-    GuardMissing {
+    CompanionMissing {
         /// Where we looked.
         looked: String,
     },
@@ -44,6 +44,14 @@ pub enum NetworkError {
     /// The socket between passt and the VMM could not be made.
     #[error("cannot make the socket between passt and the machine monitor: {source}")]
     Socket {
+        /// Why.
+        source: io::Error,
+    },
+    /// What the responder reads could not be written.
+    #[error("cannot write the copy of the host's resolv.conf in {}: {source}", .dir.display())]
+    Resolv {
+        /// Where.
+        dir: PathBuf,
         /// Why.
         source: io::Error,
     },
@@ -66,12 +74,12 @@ impl From<NetworkError> for Error {
             NetworkError::PasstUnusable { .. } => Self::unavailable(message).with_hint(
                 "banger needs a passt of 2023 or newer; or run without a network: '--network none'",
             ),
-            NetworkError::GuardMissing { .. } => Self::unavailable(message)
+            NetworkError::CompanionMissing { .. } => Self::unavailable(message)
                 .with_hint("install banger again, or run without a network: '--network none'"),
             NetworkError::DiedAtStart { .. } => Self::new(ErrorCode::Unavailable, message).with_hint(
                 "a host that is offline has no network to give; '--network none' runs without one",
             ),
-            NetworkError::Socket { .. } => Self::internal(message),
+            NetworkError::Socket { .. } | NetworkError::Resolv { .. } => Self::internal(message),
             NetworkError::Process(inner) => inner.into(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::Access;
 use tokio::process::Command;
 
-use crate::addresses::{DNS, GATEWAY, GUEST, MTU, PREFIX};
+use crate::addresses::{DNS, GATEWAY, GATEWAY_MAC, GUEST, MTU, PREFIX};
 use crate::{NetworkError, Result};
 
 const NAME: &str = "passt";
@@ -66,7 +66,7 @@ pub async fn check(program: &Path) -> Result<PasstInfo> {
         }
     };
     let help = ask("--help").await?;
-    for option in ["--fd", "--no-map-gw", "--dns-forward", "--outbound"] {
+    for option in ["--fd", "--no-map-gw", "--mac-addr", "--interface"] {
         if !help.contains(option) {
             return Err(unusable(format!("it has no option {option}")));
         }
@@ -100,10 +100,17 @@ pub(crate) fn arguments(fd: RawFd, host_access: bool) -> Vec<OsString> {
         PREFIX.to_string(),
         "--gateway".into(),
         GATEWAY.to_string(),
+        // Everything that passt would derive from the interface of the host's default route is given. With that interface it
+        // would not start on a host without such a route (a laptop that is offline); the loopback interface is always
+        // there. Connections take the host's routes as they are at the time.
+        "--interface".into(),
+        "lo".into(),
+        "--mac-addr".into(),
+        GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":"),
         "--mtu".into(),
         MTU.to_string(),
-        // Without --dns: with it, passt would not look at the host's resolv.conf for where to.
-        "--dns-forward".into(),
+        // What a guest's own DHCP client is told. Queries to it do not come here: see the responder.
+        "--dns".into(),
         DNS.to_string(),
     ];
     if !host_access {

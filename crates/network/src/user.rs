@@ -1,5 +1,5 @@
-//! User mode: passt, and a guard before it, for each guest. Joined to each other and to the VMM by
-//! socket pairs, so that they need no path and no root, and end when the VMM does.
+//! User mode: passt, a guard before it and a responder beside it, for each guest. They are joined to each other and to
+//! the VMM by socket pairs, so that they need no path and no root, and end when the VMM does.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use banger_vmm::{Cage, Policy, Spawned, Standalone, console};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::addresses::GuestAddresses;
-use crate::{NetworkError, Result, passt, probe};
+use crate::{NetworkError, Result, host, passt, probe};
 
 /// How long the first answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -34,6 +34,10 @@ pub struct UserNetworkSpec {
     pub passt: PathBuf,
     /// The guard's binary (see [`crate::guard::locate`]).
     pub guard: PathBuf,
+    /// The responder's binary (see [`crate::responder::locate`]).
+    pub responder: PathBuf,
+    /// A directory of this network's alone, for what the responder reads: see [`crate::host::publish`].
+    pub resolv: PathBuf,
     /// What the processes run in.
     pub cage: Cage,
 }
@@ -60,7 +64,7 @@ impl UserNetwork {
     /// # Errors
     /// When there is no socket to be had.
     pub fn plan(spec: UserNetworkSpec) -> Result<(Self, OwnedFd)> {
-        let (backend, guest_side) = pair()?;
+        let (backend, guest_side) = pair(SocketType::STREAM)?;
         Ok((Self { spec, guest_side }, backend))
     }
 
@@ -79,7 +83,10 @@ impl UserNetwork {
         let Self { spec, guest_side } = self;
         let dir = spec.log.parent().unwrap_or(Path::new("/"));
         let log_start = std::fs::metadata(&spec.log).map_or(0, |m| m.len());
-        let (guard_side, passt_side) = pair()?;
+        let (guard_side, passt_side) = pair(SocketType::STREAM)?;
+        let (guard_end, responder_end) = pair(SocketType::SEQPACKET)?;
+        host::publish(&host::resolv_conf(), &spec.resolv)
+            .map_err(|source| NetworkError::Resolv { dir: spec.resolv.clone(), source })?;
 
         let program = passt::build_for_this_host(&spec.passt);
         let mut passt = Standalone::new(&program, &spec.log, dir).called(marked("passt", &spec.vm_id));
@@ -100,24 +107,37 @@ impl UserNetwork {
             _ => return Err(died(last_words())),
         }
 
+        let mut responder =
+            Standalone::new(&spec.responder, &spec.log, dir).called(marked("banger-responder", &spec.vm_id));
+        let fd = responder.give(responder_end);
+        let responder = responder.args([fd.to_string().into(), spec.resolv.clone().into_os_string()]);
+        let responder = responder.caged(&spec.cage, responder_policy(&spec)).spawn()?;
+
         let mut guard =
             Standalone::new(&spec.guard, &spec.log, dir).called(marked("banger-netguard", &spec.vm_id));
-        let fds = [guard.give(guest_side), guard.give(guard_side)];
+        let fds = [guard.give(guest_side), guard.give(guard_side), guard.give(guard_end)];
         let guard = guard.args(fds.map(|fd| fd.to_string()));
         let guard = guard.caged(&spec.cage, Policy::nothing(mark(&spec.vm_id))).spawn()?;
 
-        let security = [("passt", &passt), ("banger-netguard", &guard)];
+        let security = [("passt", &passt), ("banger-responder", &responder), ("banger-netguard", &guard)];
         let security = security.map(|(name, spawned)| (name.to_owned(), spawned.security().clone())).into();
-        let processes = [passt, guard].map(stand_alone).into();
+        let processes = [passt, responder, guard].map(stand_alone).into();
         Ok(UserNetworkHandle { processes, security })
     }
 }
 
-/// passt opens sockets in the host's network for the guest, and asks where the host's name servers are. It then empties
-/// its root directory and filters its own system calls, for which it makes namespaces inside ours.
+/// The responder asks the host's name servers, which it reads in a directory that is written from outside.
+fn responder_policy(spec: &UserNetworkSpec) -> Policy {
+    let mut policy = Policy::nothing(mark(&spec.vm_id));
+    policy.read.push(spec.resolv.clone());
+    policy.hosts_network = true;
+    policy
+}
+
+/// passt opens sockets in the host's network for the guest. It then empties its root directory and filters its own
+/// system calls, for which it makes namespaces inside ours.
 fn passt_policy(id: &VmId) -> Policy {
     let mut policy = Policy::nothing(mark(id));
-    policy.read.extend(["/etc/resolv.conf", "/etc/hosts"].map(PathBuf::from));
     policy.hosts_network = true;
     policy.nests = true;
     policy.mount_points.push(passt::MOUNTS_OVER.into());
@@ -142,7 +162,7 @@ fn stand_alone(spawned: Spawned) -> ProcessId {
     id
 }
 
-fn pair() -> Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+fn pair(kind: SocketType) -> Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
         .map_err(|e| NetworkError::Socket { source: e.into() })
 }

@@ -50,6 +50,8 @@ impl Bench {
             log: self.dir.path().join("net.log"),
             passt: self.passt.clone(),
             guard: env!("CARGO_BIN_EXE_banger-netguard").into(),
+            responder: env!("CARGO_BIN_EXE_banger-responder").into(),
+            resolv: self.dir.path().join("net"),
             cage: cage(),
         }
     }
@@ -209,7 +211,7 @@ async fn it_ends_with_the_machine_and_can_be_found_before() {
     found.sort_by_key(|p| p.pid);
     known.sort_by_key(|p| p.pid);
     assert_eq!(found, known);
-    assert_eq!(known.len(), 2);
+    assert_eq!(known.len(), 3);
     // When the VMM's end is closed
     drop(backend);
     // Then both processes end
@@ -220,9 +222,10 @@ async fn it_ends_with_the_machine_and_can_be_found_before() {
 }
 
 #[tokio::test]
-async fn when_one_process_dies_the_other_does_not_stay() {
+async fn when_passt_or_the_guard_dies_the_others_do_not_stay() {
     let Some(bench) = Bench::new(5) else { return };
-    for victim in [0, 1] {
+    // passt comes first, the guard last, and the responder between them.
+    for victim in [0, 2] {
         let (handle, _backend) = bench.start(false).await;
         handle.processes[victim].signal(banger_vmm::Signal::KILL).unwrap();
         for process in &handle.processes {

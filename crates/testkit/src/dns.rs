@@ -1,6 +1,7 @@
 //! A name server that knows one name. For namespaces without any other.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 /// Answers every question for `name` with `address`, and every other with "no such name", until
 /// the process ends.
@@ -9,6 +10,21 @@ pub fn serve(socket: &UdpSocket, name: &str, address: Ipv4Addr) {
     while let Ok((len, from)) = socket.recv_from(&mut packet) {
         if let Some(answer) = packet.get(..len).and_then(|query| answer(query, name, address)) {
             let _ = socket.send_to(&answer, from);
+        }
+    }
+}
+
+/// The same over TCP, a question on each connection.
+pub fn serve_connections(listener: &TcpListener, name: &str, address: Ipv4Addr) {
+    for mut stream in listener.incoming().flatten() {
+        let mut length = [0; 2];
+        let asked = stream.read_exact(&mut length).and_then(|()| {
+            let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut query).map(|()| query)
+        });
+        if let Some(answer) = asked.ok().and_then(|query| answer(&query, name, address)) {
+            let length = u16::try_from(answer.len()).unwrap_or_default();
+            let _ = stream.write_all(&[length.to_be_bytes().as_slice(), &answer].concat());
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::thread::LinkNameSpaceType;
@@ -29,7 +30,9 @@ impl World {
     /// Builds it, with a web server and a name server outside.
     #[must_use]
     pub fn build() -> Self {
-        let unique = std::process::id();
+        // The process is named for whoever looks for what is left; a test program may have several at once.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let unique = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let world = Self { host: format!("bth{unique}"), outside: format!("bto{unique}") };
         let ip = |line: &str| Run::new("ip").args(line.split(' ')).go().ok().done();
         let (host, outside) = (&world.host, &world.outside);
@@ -41,15 +44,37 @@ impl World {
             ip(&format!("-n {space} link set lo up"));
             ip(&format!("-n {space} link set eth0 up"));
         }
-        ip(&format!("-n {host} route add default via {OUTSIDE}"));
-        // `ip netns exec` puts this file in the place of /etc/resolv.conf.
         std::fs::create_dir_all(format!("/etc/netns/{host}")).expect("a directory");
-        std::fs::write(format!("/etc/netns/{host}/resolv.conf"), format!("nameserver {OUTSIDE}\n"))
-            .expect("a file");
+        world.plug_in();
         serve_text(bind_in(outside, OUTSIDE, 8080), "hello from outside");
         let names = within(outside, || UdpSocket::bind((OUTSIDE, 53)).expect("port 53 outside is free"));
         std::thread::spawn(move || dns::serve(&names, NAME, OUTSIDE));
+        let names = bind_in(outside, OUTSIDE, 53);
+        std::thread::spawn(move || dns::serve_connections(&names, NAME, OUTSIDE));
         world
+    }
+
+    /// Connects "the host": its cable, its default route and the outside's name server.
+    pub fn plug_in(&self) {
+        self.ip("link set eth0 up");
+        self.ip(&format!("route add default via {OUTSIDE}"));
+        self.write_resolv_conf(&format!("nameserver {OUTSIDE}\n"));
+    }
+
+    /// Leaves "the host" with its loopback interface alone, and without name servers.
+    pub fn unplug(&self) {
+        self.ip("link set eth0 down");
+        self.write_resolv_conf("# nothing\n");
+    }
+
+    fn ip(&self, line: &str) {
+        Run::new("ip").args(["-n", &self.host]).args(line.split(' ')).go().ok().done();
+    }
+
+    /// `ip netns exec` puts this file in the place of /etc/resolv.conf. It is written in place: another file of that
+    /// name would not be seen by what runs already.
+    fn write_resolv_conf(&self, text: &str) {
+        std::fs::write(format!("/etc/netns/{}/resolv.conf", self.host), text).expect("a file");
     }
 
     /// The command prefix that runs something on "the host".

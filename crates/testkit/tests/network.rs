@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use banger_testkit::outside::{NAME, OUTSIDE, World};
-use banger_testkit::{Running, Sandbox, Vm, is_root, skip_unless};
+use banger_testkit::{Running, Sandbox, Vm, is_root, skip_unless, wait};
 
 const SECRET: &str = "only for the host itself";
 
@@ -71,6 +71,44 @@ fn a_guest_reaches_the_outside_and_never_the_hosts_loopback_unless_asked() {
     assert_eq!(vm.show()["network"]["host_access"], true);
     assert_eq!(fetch(&vm, &gateway(&vm), 18080).as_deref(), Some(SECRET));
     assert_eq!(fetch(&vm, &OUTSIDE.to_string(), 8080).as_deref(), Some("hello from outside"));
+    vm.delete();
+    sandbox.no_vm_is_left();
+}
+
+/// Asks the guest's name server over TCP: the length of the message, then a query for the address of `outside.test`.
+fn ask_by_tcp(vm: &Vm<'_>) -> Vec<u8> {
+    let query =
+        "\\0\\036\\022\\064\\001\\0\\0\\001\\0\\0\\0\\0\\0\\0\\007outside\\004test\\0\\0\\001\\0\\001";
+    vm.sh(&format!("(printf '{query}'; sleep 1) | nc -w 5 10.0.2.3 53")).go().ok().stdout
+}
+
+#[test]
+fn a_vm_that_starts_on_an_offline_host_is_told_so_at_once_and_is_online_when_the_host_is() {
+    skip_unless!(is_root(), "making network namespaces needs root");
+    let world = World::build();
+    world.unplug();
+    let sandbox = Sandbox::bare().through(&world.on_host());
+    // Given a host without any way out
+    let created = sandbox.banger(["vm", "create", "--name", "train", "--image", "bare"]).go().ok();
+    assert!(created.err().contains("no default route"), "{created}");
+    let vm = sandbox.existing("train");
+    // Then a connection and a name fail with their reason, and nobody waits for it.
+    let connect = vm.sh(&format!("nc -w 60 {OUTSIDE} 8080 </dev/null")).within(Duration::from_secs(40)).go();
+    assert!(connect.err().contains("Network is unreachable"), "{connect}");
+    let names = vm.exec(["nslookup", NAME]).within(Duration::from_secs(40)).go();
+    assert!(names.code() != 0 && names.to_string().contains("SERVFAIL"), "{names}");
+    // When the host is plugged in, with name servers that were not there before
+    world.plug_in();
+    let known = || vm.exec(["nslookup", NAME]).go().text().contains(&OUTSIDE.to_string()).then_some(());
+    assert!(wait::until(Duration::from_secs(20), known).is_some(), "{}", vm.exec(["nslookup", NAME]).go());
+    // Then the same VM reaches the outside, by address and by name, and the names by TCP as well.
+    assert_eq!(fetch(&vm, &OUTSIDE.to_string(), 8080).as_deref(), Some("hello from outside"));
+    let answer = ask_by_tcp(&vm);
+    assert!(answer.ends_with(&OUTSIDE.octets()), "{answer:?}");
+    // And what is taken away again is missed again.
+    world.unplug();
+    let connect = vm.sh(&format!("nc -w 60 {OUTSIDE} 8080 </dev/null")).within(Duration::from_secs(40)).go();
+    assert!(connect.err().contains("Network is unreachable"), "{connect}");
     vm.delete();
     sandbox.no_vm_is_left();
 }

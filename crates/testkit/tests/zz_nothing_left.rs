@@ -48,7 +48,7 @@ fn no_scenario_has_left_anything() {
     for (dir, prefix) in [("/run/netns", "bth"), ("/run/netns", "bto"), ("/etc/netns", "bth")] {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(owner) = name.strip_prefix(prefix) else { continue };
+            let Some(owner) = name.strip_prefix(prefix).and_then(|n| n.split('-').next()) else { continue };
             let gone = !Path::new(&format!("/proc/{owner}")).exists();
             if gone && of_this_run(&entry) {
                 wrong.push(format!("the namespace {}", entry.path().display()));

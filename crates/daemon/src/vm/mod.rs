@@ -31,6 +31,7 @@ mod create;
 mod disk;
 mod fork;
 mod handles;
+mod host_network;
 mod live;
 mod pause;
 mod reconcile;

@@ -18,6 +18,7 @@ use futures_util::future::BoxFuture;
 use super::capability::{self, Context, Hooks, StepName};
 use super::disk;
 use super::handles::Handles;
+use super::host_network;
 use super::pause::paused;
 use super::reconcile::directory_gone;
 use super::snapshot::Snapshot;
@@ -401,6 +402,7 @@ impl Vms {
             vm.boot = boot;
         })?;
         self.watch(start.vm.id.clone(), machine, Some(session));
+        host_network::notice(start.op, &start.vm);
         Ok(())
     }
 

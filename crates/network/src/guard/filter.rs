@@ -2,40 +2,74 @@
 
 use std::net::Ipv4Addr;
 
-use crate::addresses::GUEST;
+use crate::addresses::{DNS, FRAME_HEADER, GUEST};
 
-const ETHERNET: usize = 14;
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 const DHCP_SERVER: u16 = 67;
+/// Where an ARP packet for IPv4 has the address that it is about (RFC 826).
+const ARP_TARGET: usize = 24;
+/// TCP's flags (RFC 9293, 3.1).
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
 
-/// Whether a frame from the guest may go on.
-pub(super) fn allows(frame: &[u8]) -> bool {
-    let (Some(kind), Some(payload)) = (u16_at(frame, 12), frame.get(ETHERNET..)) else { return false };
+/// What becomes of a frame from the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It goes to passt.
+    Passt,
+    /// It goes to passt, and begins a connection: the responder is shown it.
+    Connect,
+    /// It is for the responder alone.
+    Responder,
+    /// No guest may send it.
+    Drop,
+}
+
+/// Decides about a frame from the guest.
+pub(super) fn judge(frame: &[u8]) -> Verdict {
+    let (Some(kind), Some(payload)) = (u16_at(frame, 12), frame.get(FRAME_HEADER..)) else {
+        return Verdict::Drop;
+    };
     match kind {
-        // Answered by passt itself; nothing leaves.
-        ARP => true,
-        IPV4 => allows_packet(payload).unwrap_or(false),
+        // Answered by whose address it asks for; nothing leaves.
+        ARP if address_at(payload, ARP_TARGET) == Some(DNS) => Verdict::Responder,
+        ARP => Verdict::Passt,
+        IPV4 => judge_packet(payload).unwrap_or(Verdict::Drop),
         // IPv6 is not served, and nothing else (VLAN tags, for one) can hide a packet.
-        _ => false,
+        _ => Verdict::Drop,
     }
 }
 
 /// `None`: cut short.
-fn allows_packet(packet: &[u8]) -> Option<bool> {
+fn judge_packet(packet: &[u8]) -> Option<Verdict> {
     let first = *packet.first()?;
     let header = usize::from(first & 0xf) * 4;
     if first >> 4 != 4 || header < 20 || packet.len() < header {
-        return Some(false);
+        return Some(Verdict::Drop);
     }
     let source = address_at(packet, 12)?;
     let destination = address_at(packet, 16)?;
     if is_dhcp(packet, header, source, destination) {
-        return Some(true);
+        return Some(Verdict::Passt);
     }
     // A guest has one address. passt believes what it sees, so it must see nothing else.
-    Some(source == GUEST && is_elsewhere(destination))
+    if source != GUEST || !is_elsewhere(destination) {
+        return Some(Verdict::Drop);
+    }
+    Some(match destination {
+        DNS => Verdict::Responder,
+        _ if connects(packet, header) => Verdict::Connect,
+        _ => Verdict::Passt,
+    })
+}
+
+/// Whether a packet asks for a TCP connection.
+fn connects(packet: &[u8], header: usize) -> bool {
+    let flags = packet.get(header + 13).copied().unwrap_or_default();
+    packet.get(9) == Some(&TCP) && flags & (SYN | ACK) == SYN
 }
 
 /// passt answers these itself: a guest that runs its own DHCP client gets its address.
@@ -69,6 +103,12 @@ fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
 
+    const ETHERNET: usize = FRAME_HEADER;
+
+    fn allows(frame: &[u8]) -> bool {
+        judge(frame) != Verdict::Drop
+    }
+
     fn frame(kind: u16, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0; 12];
         frame.extend(kind.to_be_bytes());
@@ -98,6 +138,37 @@ mod tests {
             }
         }
         assert!(allows(&frame(ARP, &[0; 28])));
+    }
+
+    #[test]
+    fn the_name_servers_frames_never_come_to_passt() {
+        for protocol in [1, 6, 17] {
+            assert_eq!(judge(&frame(IPV4, &packet(protocol, ME, [10, 0, 2, 3], 53))), Verdict::Responder);
+            // Not even where the guest has no right to send it.
+            assert_eq!(
+                judge(&frame(IPV4, &packet(protocol, [10, 0, 2, 9], [10, 0, 2, 3], 53))),
+                Verdict::Drop
+            );
+        }
+        let mut arp = vec![0; 28];
+        arp[ARP_TARGET..].copy_from_slice(&[10, 0, 2, 3]);
+        assert_eq!(judge(&frame(ARP, &arp)), Verdict::Responder);
+        arp[ARP_TARGET + 3] = 2;
+        assert_eq!(judge(&frame(ARP, &arp)), Verdict::Passt);
+    }
+
+    #[test]
+    fn the_first_packet_of_a_connection_is_known() {
+        let with = |flags: u8| {
+            let mut packet = packet(6, ME, [1, 1, 1, 1], 80);
+            packet.resize(40, 0);
+            packet[33] = flags;
+            judge(&frame(IPV4, &packet))
+        };
+        assert_eq!(with(SYN), Verdict::Connect);
+        for later in [0, ACK, SYN | ACK, 0x04] {
+            assert_eq!(with(later), Verdict::Passt);
+        }
     }
 
     #[test]

@@ -37,15 +37,30 @@ impl Frames {
 
     /// The next whole frame, with its length before it.
     pub(super) fn next(&mut self) -> Result<Option<&[u8]>, TooLong> {
-        let rest = self.buffer.get(self.taken..self.filled).unwrap_or_default();
+        let from = self.taken;
+        let Some(length) = self.length_at(from)? else { return Ok(None) };
+        self.taken += length;
+        Ok(self.buffer.get(from..self.taken))
+    }
+
+    /// All whole frames that are there, as they came.
+    pub(super) fn take_whole(&mut self) -> Result<&[u8], TooLong> {
+        let from = self.taken;
+        while let Some(length) = self.length_at(self.taken)? {
+            self.taken += length;
+        }
+        Ok(self.buffer.get(from..self.taken).unwrap_or_default())
+    }
+
+    /// The length of the frame that begins there, if it is there as a whole, and of what says so.
+    fn length_at(&self, from: usize) -> Result<Option<usize>, TooLong> {
+        let rest = self.buffer.get(from..self.filled).unwrap_or_default();
         let Some(length) = rest.first_chunk::<LENGTH>() else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| TooLong)?;
         if length > FRAME_MAX {
             return Err(TooLong);
         }
-        let Some(frame) = rest.get(..LENGTH + length) else { return Ok(None) };
-        self.taken += frame.len();
-        Ok(Some(frame))
+        Ok(Some(LENGTH + length).filter(|length| *length <= rest.len()))
     }
 }
 

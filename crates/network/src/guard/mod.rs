@@ -4,6 +4,8 @@
 //! packets to 127.0.0.1 or 0.0.0.0, but a hostile guest writes them itself, and passt (seen with
 //! Debian 12's, also with --no-map-gw) then connects to the host's loopback. So no such packet may
 //! come to passt.
+//!
+//! What is for the responder leaves here as well, so that passt never sees it.
 
 mod filter;
 mod frames;
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use relay::run;
 
-use crate::{NetworkError, Result};
+use crate::Result;
 
 const NAME: &str = "banger-netguard";
 
@@ -22,7 +24,5 @@ const NAME: &str = "banger-netguard";
 /// # Errors
 /// When it is not in `dir`.
 pub fn locate(dir: &Path) -> Result<PathBuf> {
-    let file = dir.join(NAME);
-    let runs = file.is_file() && rustix::fs::access(&file, rustix::fs::Access::EXEC_OK).is_ok();
-    if runs { Ok(file) } else { Err(NetworkError::GuardMissing { looked: file.display().to_string() }) }
+    crate::companion(dir, NAME)
 }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use banger_channel::Session;
 use banger_model::{Error, NetworkMode, Result, Vm};
-use banger_network::{GuestAddresses, UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt};
+use banger_network::{
+    GuestAddresses, UserNetwork, UserNetworkHandle, UserNetworkSpec, guard, passt, responder,
+};
 use banger_protocol::agent::{Identity, NetworkConfig, Request};
 use banger_protocol::api::Check;
 use banger_vmm::{MachineSpec, NetDevice};
@@ -44,6 +46,7 @@ struct Network {
 struct Programs {
     passt: PathBuf,
     guard: PathBuf,
+    responder: PathBuf,
 }
 
 impl Hooks for Network {
@@ -56,7 +59,8 @@ impl Hooks for Network {
                 NetworkMode::User => {
                     let passt = passt::locate(std::env::var_os("PATH").as_deref())?;
                     let guard = guard::locate(&cx.vms.companions)?;
-                    self.programs = Some(Programs { passt, guard });
+                    let responder = responder::locate(&cx.vms.companions)?;
+                    self.programs = Some(Programs { passt, guard, responder });
                 }
             }
             Ok(())
@@ -74,13 +78,15 @@ impl Hooks for Network {
                 self.config = Some(config);
                 self.nobody = Some(nobody.into());
             }
-            let Some(Programs { passt, guard }) = &self.programs else { return Ok(()) };
+            let Some(Programs { passt, guard, responder }) = &self.programs else { return Ok(()) };
             let (network, backend) = UserNetwork::plan(UserNetworkSpec {
                 vm_id: cx.vm.id.clone(),
                 host_access: cx.vm.host_access,
                 log: cx.vms.dirs.state.vm(&cx.vm.id).join("network.log"),
                 passt: passt.clone(),
                 guard: guard.clone(),
+                responder: responder.clone(),
+                resolv: cx.vms.dirs.runtime.vm_network(&cx.vm.id),
                 cage: cx.vms.cage.clone(),
             })?;
             let config = network.config();
