@@ -28,8 +28,12 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: setup
-setup: ## install what is missing from Debian packages
+setup: ## install what running, building and testing need
 	@scripts/setup
+
+.PHONY: setup-demo
+setup-demo:
+	@scripts/setup demo
 
 .PHONY: build
 build: build-programs build-agent ## all programs in target/banger
@@ -53,7 +57,7 @@ install: build ## install below PREFIX (/usr/local), with DESTDIR before it
 	install -m 0755 $(BIN)/banger-agent $(BIN)/banger-netguard $(BIN)/banger-responder $(BIN)/banger-cage $(DESTDIR)$(PREFIX)/lib/banger
 
 .PHONY: demo
-demo: setup build ## from nothing to a patch: this repository in a virtual machine
+demo: setup-demo build ## from nothing to a patch: this repository in a virtual machine
 	@BANGER_BIN_DIR='$(BIN)' scripts/demo
 
 .PHONY: lint

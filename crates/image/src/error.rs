@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use banger_host::programs::Missing;
 use banger_model::{Bytes, Error, ErrorCode, Sha256, is_disk_full};
 
 /// A failure of this crate's image side.
@@ -27,13 +28,8 @@ pub enum ImageError {
         reason: String,
     },
     /// A program that is needed is not installed.
-    #[error("{tool} is not installed")]
-    ToolMissing {
-        /// The program.
-        tool: &'static str,
-        /// The Debian package that has it.
-        package: &'static str,
-    },
+    #[error(transparent)]
+    ToolMissing(#[from] Missing),
     /// The host does not let an ordinary user do it.
     #[error("{message}")]
     HostRefuses {
@@ -131,12 +127,7 @@ impl From<ImageError> for Error {
         let (code, hint) = match error {
             ImageError::Invalid { hint, .. } => (ErrorCode::InvalidArgument, hint),
             ImageError::BadSource { .. } => (ErrorCode::InvalidArgument, None),
-            ImageError::ToolMissing { package, .. } => (
-                ErrorCode::Unavailable,
-                Some(format!(
-                    "install the package {package}, for example with: sudo apt-get install {package}"
-                )),
-            ),
+            ImageError::ToolMissing(missing) => (ErrorCode::Unavailable, Some(missing.hint())),
             ImageError::HostRefuses { hint, .. } => (ErrorCode::Unavailable, Some(hint)),
             ImageError::ToolFailed { .. } => (ErrorCode::Unavailable, None),
             ImageError::UnknownPackage { package, .. } => (

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use banger_host::programs::Missing;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::error::{ImageError, Result};
@@ -54,9 +55,9 @@ pub(crate) struct Ended {
 
 impl Job {
     /// Starts a program that ends by itself when its input or output closes.
-    pub(crate) fn start(tool: &'static str, package: &'static str, command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(tool: &'static str, command: &mut Command) -> Result<Self> {
         command.process_group(0).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|source| spawn_error(tool, package, source))?;
+        let mut child = command.spawn().map_err(|source| spawn_error(tool, source))?;
         let (sender, lines) = mpsc::channel();
         let stderr = child.stderr.take().map(|pipe| std::thread::spawn(move || read_lines(pipe, &sender)));
         Ok(Self { tool, child, life: None, stderr, lines: Some(lines) })
@@ -64,11 +65,7 @@ impl Job {
 
     /// Starts a program that would run on when this process dies: a guard ends its process group then.
     /// Its standard input is empty.
-    pub(crate) fn start_guarded(
-        tool: &'static str,
-        package: &'static str,
-        command: &Command,
-    ) -> Result<Self> {
+    pub(crate) fn start_guarded(tool: &'static str, command: &Command) -> Result<Self> {
         let mut guarded = Command::new("/bin/sh");
         guarded.args(["-c", GUARDED, "sh"]).arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
@@ -81,7 +78,7 @@ impl Job {
             guarded.current_dir(dir);
         }
         guarded.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut job = Self::start(tool, package, &mut guarded)?;
+        let mut job = Self::start(tool, &mut guarded)?;
         job.life = job.child.stdin.take();
         Ok(job)
     }
@@ -166,9 +163,9 @@ impl Drop for Job {
     }
 }
 
-fn spawn_error(tool: &'static str, package: &'static str, source: std::io::Error) -> ImageError {
+fn spawn_error(tool: &'static str, source: std::io::Error) -> ImageError {
     if source.kind() == std::io::ErrorKind::NotFound {
-        ImageError::ToolMissing { tool, package }
+        Missing { name: tool.to_owned() }.into()
     } else {
         ImageError::Io { action: "start", path: tool.into(), source }
     }
@@ -197,20 +194,6 @@ fn read_lines(pipe: impl Read, sender: &mpsc::Sender<String>) -> VecDeque<String
     }
 }
 
-/// Whether `tool` is in `PATH`, or where administrators' programs live.
-pub(crate) fn require(tool: &'static str, package: &'static str) -> Result<()> {
-    if find(tool).is_some() { Ok(()) } else { Err(ImageError::ToolMissing { tool, package }) }
-}
-
-/// Where `tool` is. Ordinary users have no `sbin` in their `PATH`.
-pub(crate) fn find(tool: &str) -> Option<std::path::PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(Into::into))
-        .map(|dir| dir.join(tool))
-        .find(|file| rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_guarded_program_gives_its_status_and_its_last_words() {
-        let mut job = Job::start_guarded("sh", "dash", &sh("echo one >&2; echo two >&2; exit 7")).unwrap();
+        let mut job = Job::start_guarded("sh", &sh("echo one >&2; echo two >&2; exit 7")).unwrap();
         let mut seen = Vec::new();
         let ended = job.follow("it", &|| false, |line| seen.push(line.to_owned())).unwrap();
         assert_eq!(ended.status.code(), Some(7));
@@ -237,7 +220,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let script = format!("sleep 60 & echo $! > {}; wait", pid_file.display());
-        let mut job = Job::start_guarded("sh", "dash", &sh(&script)).unwrap();
+        let mut job = Job::start_guarded("sh", &sh(&script)).unwrap();
         let error = job.follow("the test", &|| pid_file.exists(), |_| {}).err().unwrap();
         assert!(matches!(error, ImageError::Cancelled { what: "the test" }));
         std::thread::sleep(Duration::from_millis(200));
@@ -253,7 +236,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let script = format!("echo $$ > {}; exec sleep 60", pid_file.display());
-        let mut job = Job::start_guarded("sh", "dash", &sh(&script)).unwrap();
+        let mut job = Job::start_guarded("sh", &sh(&script)).unwrap();
         let start = Instant::now();
         let pid: i32 = loop {
             assert!(start.elapsed() < Duration::from_secs(10));
@@ -277,8 +260,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_named_with_its_package() {
-        let error = Job::start("no-such-tool", "pkg", &mut Command::new("/no-such-tool")).err().unwrap();
-        assert!(matches!(error, ImageError::ToolMissing { tool: "no-such-tool", package: "pkg" }));
+    fn a_missing_program_is_named() {
+        let error = Job::start("no-such-tool", &mut Command::new("/no-such-tool")).err().unwrap();
+        assert!(matches!(error, ImageError::ToolMissing(missing) if missing.name == "no-such-tool"));
     }
 }

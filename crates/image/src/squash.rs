@@ -6,15 +6,15 @@ use std::fs;
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Stdio};
 
 use crate::context::Context;
 use crate::error::{ImageError, Result};
-use crate::job::{self, Job};
+use crate::job::Job;
 use crate::workdir::WorkDir;
+use banger_host::programs;
 
 const TOOL: &str = "sqfstar";
-const PACKAGE: &str = "squashfs-tools";
 
 /// How we pack. lz4: measured on a Debian of 220 MB, packing takes 0.6 s and gives 103 MB; gzip takes 23 s for 73 MB,
 /// and a guest that is emulated pays for every byte that it has to inflate. The archive's own root entry is
@@ -39,7 +39,8 @@ const OPTIONS: [&str; 14] = [
 
 /// Checks that images can be made here.
 pub(crate) fn require() -> Result<()> {
-    job::require(TOOL, PACKAGE)
+    programs::find(TOOL)?;
+    Ok(())
 }
 
 /// A squashfs file in the making, in a scratch directory of its own.
@@ -72,10 +73,10 @@ pub(crate) fn file_in(dir: &WorkDir) -> PathBuf {
 impl Squash {
     /// Starts the writer.
     pub(crate) fn start(dir: WorkDir) -> Result<Self> {
-        let mut command = Command::new(TOOL);
+        let mut command = programs::command(TOOL)?;
         command.args(OPTIONS).arg(file_in(&dir)).env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "C");
         command.stdin(Stdio::piped()).stdout(Stdio::null());
-        let job = Job::start(TOOL, PACKAGE, &mut command)?;
+        let job = Job::start(TOOL, &mut command)?;
         Ok(Self { job, dir })
     }
 
@@ -206,9 +207,9 @@ pub(crate) const MAGIC: &[u8; 4] = b"hsqs";
 
 /// Walks the file's directories: damage in them shows here, not in the guest.
 fn list(file: &Path, source: &Path) -> Result<()> {
-    let mut command = Command::new("unsquashfs");
+    let mut command = programs::command("unsquashfs")?;
     command.args(["-lln", "-no-progress"]).arg(file).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut job = Job::start("unsquashfs", PACKAGE, &mut command)?;
+    let mut job = Job::start("unsquashfs", &mut command)?;
     let mut entries = 0u64;
     if let Some(mut out) = job.take_stdout() {
         let mut buffer = [0u8; 1 << 16];

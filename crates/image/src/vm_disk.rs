@@ -5,12 +5,12 @@ use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
+use banger_host::programs;
 use banger_model::Bytes;
 
 use crate::error::{ImageError, Result};
-use crate::job;
 
 /// Below this there is no room for a journal worth having.
 const MIN: u64 = 16 << 20;
@@ -130,8 +130,7 @@ fn journal(size: Bytes) -> &'static str {
 }
 
 fn run(tool: &'static str, args: &[&OsStr]) -> Result<Output> {
-    let program = job::find(tool).ok_or(ImageError::ToolMissing { tool, package: "e2fsprogs" })?;
-    Command::new(program)
+    programs::command(tool)?
         .args(args)
         .stdin(Stdio::null())
         .env("LC_ALL", "C")
@@ -155,7 +154,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     fn has_mkfs() -> bool {
-        let found = job::find("mkfs.ext4").is_some();
+        let found = programs::find("mkfs.ext4").is_ok();
         if !found {
             eprintln!("skipped: mkfs.ext4 is not installed");
         }

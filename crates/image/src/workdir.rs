@@ -5,9 +5,10 @@ use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use banger_host::programs;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{ImageError, Result};
@@ -99,7 +100,8 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             // Root of the user's own namespace may empty those, but not list or change `path`, which is this user's.
             let inside = fs::read_dir(path)?.flatten().map(|entry| entry.path());
-            let _ = Command::new("mmdebstrap")
+            let mut helper = programs::command("mmdebstrap").map_err(std::io::Error::other)?;
+            let _ = helper
                 .args(["--unshare-helper", "rm", "-rf", "--one-file-system", "--"])
                 .args(inside)
                 .stdin(Stdio::null())

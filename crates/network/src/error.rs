@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use banger_host::programs::Missing;
 use banger_model::{Error, ErrorCode};
 use banger_vmm::VmmError;
 
@@ -14,11 +15,8 @@ pub type Result<T, E = NetworkError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum NetworkError {
     /// No passt.
-    #[error("passt is missing: {looked} is not an executable file")]
-    PasstMissing {
-        /// Where we looked.
-        looked: String,
-    },
+    #[error(transparent)]
+    PasstMissing(#[from] Missing),
     /// A passt without an option that we need.
     #[error("{program} cannot be used: {why}", program = .program.display())]
     PasstUnusable {
@@ -68,9 +66,8 @@ impl From<NetworkError> for Error {
     fn from(error: NetworkError) -> Self {
         let message = error.to_string();
         match error {
-            NetworkError::PasstMissing { .. } => Self::unavailable(message).with_hint(
-                "install it: 'sudo apt-get install passt', or run without a network: '--network none'",
-            ),
+            NetworkError::PasstMissing(missing) => Self::unavailable(message)
+                .with_hint(format!("{}; or run without a network: '--network none'", missing.hint())),
             NetworkError::PasstUnusable { .. } => Self::unavailable(message).with_hint(
                 "banger needs a passt of 2023 or newer; or run without a network: '--network none'",
             ),

@@ -25,6 +25,9 @@ pub use user::{UserNetwork, UserNetworkHandle, UserNetworkSpec};
 /// A program of ours, in the directory where our others are.
 fn companion(dir: &Path, name: &str) -> Result<PathBuf> {
     let file = dir.join(name);
-    let runs = file.is_file() && rustix::fs::access(&file, rustix::fs::Access::EXEC_OK).is_ok();
-    if runs { Ok(file) } else { Err(NetworkError::CompanionMissing { looked: file.display().to_string() }) }
+    if banger_host::programs::is_program(&file) {
+        Ok(file)
+    } else {
+        Err(NetworkError::CompanionMissing { looked: file.display().to_string() })
+    }
 }

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::Access;
+use banger_host::programs::{self, Missing, is_program};
 use tokio::process::Command;
 
 use crate::addresses::{DNS, GATEWAY, GATEWAY_MAC, GUEST, MTU, PREFIX};
@@ -30,15 +30,7 @@ pub struct PasstInfo {
 /// # Errors
 /// When it is not there.
 pub fn locate(search_path: Option<&OsStr>) -> Result<PathBuf> {
-    let dirs: Vec<PathBuf> = search_path.map(|p| std::env::split_paths(p).collect()).unwrap_or_default();
-    dirs.iter()
-        .map(|dir| dir.join(NAME))
-        .find(|file| file.is_absolute() && is_program(file))
-        .ok_or_else(|| NetworkError::PasstMissing { looked: format!("'{NAME}' in PATH") })
-}
-
-fn is_program(file: &Path) -> bool {
-    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
+    Ok(programs::find_in(NAME, search_path)?)
 }
 
 /// Asks a passt for its version and looks for the options that we rely on.
@@ -47,7 +39,7 @@ fn is_program(file: &Path) -> bool {
 /// When it is missing, does not answer, or lacks an option.
 pub async fn check(program: &Path) -> Result<PasstInfo> {
     if !is_program(program) {
-        return Err(NetworkError::PasstMissing { looked: program.display().to_string() });
+        return Err(Missing { name: NAME.to_owned() }.into());
     }
     let unusable = |why: String| NetworkError::PasstUnusable { program: program.to_owned(), why };
     let ask = |option: &'static str| {

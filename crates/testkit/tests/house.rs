@@ -20,6 +20,7 @@ const FROM_TOP_TO_BOTTOM: &[&str] = &[
     "vmm",
     "channel",
     "store",
+    "host",
     "protocol",
     "model",
 ];

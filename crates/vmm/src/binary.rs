@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::Access;
+use banger_host::programs::{self, is_program};
 use tokio::process::Command;
 
 /// How long a program has to say something about itself.
@@ -25,13 +25,7 @@ pub(crate) fn locate(
         let file = PathBuf::from(wanted);
         return if usable(&file) { Ok(file) } else { Err(format!("{variable}={}", file.display())) };
     }
-    let dirs = search_path.into_iter().flat_map(std::env::split_paths);
-    dirs.map(|dir| dir.join(name)).find(usable).ok_or_else(|| format!("'{name}' in PATH"))
-}
-
-/// Whether it is a file that we may run.
-pub(crate) fn is_program(file: &Path) -> bool {
-    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
+    programs::find_in(name, search_path).map_err(|_| format!("'{name}' in PATH"))
 }
 
 /// What it prints, given these arguments; the error is a sentence.

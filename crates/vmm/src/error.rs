@@ -265,7 +265,8 @@ impl VmmError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::QemuMissing { .. } => {
-                "install it: 'sudo apt-get install qemu-system-x86', or set BANGER_QEMU to its path"
+                let install = banger_host::programs::install_hint("qemu-system-x86_64");
+                return Some(format!("{install}; or set BANGER_QEMU to its path"));
             }
             Self::QemuUnusable { .. } => {
                 "banger needs QEMU 7.2 or newer with the microvm machine; set BANGER_QEMU to one"

@@ -263,7 +263,7 @@ impl WorkspaceError {
             Self::Revision { .. } => "git log --oneline --all shows what is there",
             Self::Changed(_) => "let whatever writes to the repository finish, and try again",
             Self::Special(_) => "remove it or take it out of the repository: git rm --cached",
-            Self::NoGit(_) => "install git (apt-get install git)",
+            Self::NoGit(_) => return Some(banger_host::programs::install_hint("git")),
             Self::TouchedHere { .. } => {
                 "--3way merges both sides; --branch NAME makes a commit and leaves the files alone"
             }

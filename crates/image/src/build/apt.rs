@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use banger_host::programs;
+
 /// Debian's own keys, on Debian hosts and in every Debian guest (package debian-archive-keyring).
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What a release's name is followed by in the suites that belong to it. Backports are not among them:
@@ -35,21 +37,23 @@ struct Target {
 /// The host's sources for `release`, as lines of a sources.list; empty when it has none.
 pub(super) fn sources(release: &str) -> Vec<String> {
     let format = "--format=$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)";
-    let output = Command::new("apt-get")
-        .args(["indextargets", format, "Created-By: Packages"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let text = said_by("apt-get", &["indextargets", format, "Created-By: Packages"]);
     let targets: Vec<Target> = text.lines().filter_map(parse).collect();
     lines(&targets, release, Path::new(KEYRING).exists())
 }
 
 /// The host's fetching options, as text for an apt.conf: proxies, certificates, dates.
 pub(super) fn fetching() -> String {
-    let output = Command::new("apt-config").arg("dump").stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let text = said_by("apt-config", &["dump"]);
     text.lines().filter(|line| is_fetching(line)).map(|line| format!("{line}\n")).collect()
+}
+
+/// What a program prints; nothing, where there is none.
+fn said_by(program: &str, args: &[&str]) -> String {
+    let run =
+        |mut command: Command| command.args(args).stdin(Stdio::null()).stderr(Stdio::null()).output().ok();
+    let output = programs::command(program).ok().and_then(run);
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 fn is_fetching(line: &str) -> bool {

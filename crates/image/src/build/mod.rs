@@ -11,13 +11,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use banger_host::{programs, subordinate_ids};
 use banger_model::Bytes;
 
 use crate::archive;
 use crate::context::Context;
 use crate::error::{ImageError, Result};
 use crate::files::{BuildSpec, DEFAULT_RELEASE};
-use crate::job::{self, Job};
+use crate::job::Job;
 use crate::space;
 use crate::squash::{self, Finished, Squash};
 use crate::workdir::WorkDir;
@@ -103,8 +104,8 @@ pub(crate) fn build(spec: &BuildSpec, dir: WorkDir, ctx: &Context<'_>) -> Result
     let release = release(spec)?;
     let packages = packages(spec)?;
     squash::require()?;
-    job::require("mmdebstrap", "mmdebstrap")?;
-    require_namespaces()?;
+    programs::find("mmdebstrap")?;
+    require_subordinate_ids()?;
     let temp = temp_dir();
     let (tree, image) = if spec.minimal { ROOM_MINIMAL } else { ROOM };
     space::require("the image build", &temp, Bytes(tree))?;
@@ -115,7 +116,7 @@ pub(crate) fn build(spec: &BuildSpec, dir: WorkDir, ctx: &Context<'_>) -> Result
     let work = WorkDir::new(&temp, PREFIX, 0o711)?;
     let cache = Cache::open(&ctx.cache_dir, release)?;
     let command = command(release, &packages, &spec.include, &work, &cache)?;
-    let mut job = Job::start_guarded("mmdebstrap", "mmdebstrap", &command)?;
+    let mut job = Job::start_guarded("mmdebstrap", &command)?;
     let stdout = job.take_stdout().ok_or_else(|| ImageError::ToolFailed {
         tool: "mmdebstrap",
         status: "started".to_owned(),
@@ -210,7 +211,7 @@ fn command(
     write("apt.conf", format!("Acquire::Languages \"none\";\n{}", apt::fetching()))?;
     write("dpkg.cfg", DPKG.to_owned())?;
 
-    let mut command = Command::new("mmdebstrap");
+    let mut command = programs::command("mmdebstrap")?;
     command
         .current_dir(root)
         .env("TMPDIR", root)
@@ -281,39 +282,10 @@ fn is_package(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-/// Checks that an ordinary user can have a user namespace with more than one id.
-fn require_namespaces() -> Result<()> {
-    let uid = rustix::process::geteuid();
-    if uid.is_root() {
-        return Ok(());
-    }
-    job::require("newuidmap", "uidmap")?;
-    let number = uid.as_raw().to_string();
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == number).then(|| name.to_owned())
-    });
-    for file in ["/etc/subuid", "/etc/subgid"] {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        if !has_range(&text, name.as_deref(), &number) {
-            let user = name.as_deref().unwrap_or(&number);
-            return Err(ImageError::HostRefuses {
-                message: format!("user {user} has no subordinate ids in {file}, which an image build needs"),
-                hint: format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// subuid(5): `owner:first:count`, the owner by name or number.
-fn has_range(text: &str, name: Option<&str>, number: &str) -> bool {
-    text.lines().any(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [owner, _, count] = fields[..] else { return false };
-        (Some(owner) == name || owner == number) && count.trim().parse::<u64>().is_ok_and(|n| n >= 65536)
+fn require_subordinate_ids() -> Result<()> {
+    subordinate_ids::check(rustix::process::geteuid().as_raw()).map_err(|refused| ImageError::HostRefuses {
+        message: refused.message,
+        hint: refused.hint.unwrap_or_default(),
     })
 }
 
@@ -356,14 +328,5 @@ mod tests {
         assert!(packages(&full).unwrap().contains(&"git"));
         assert_eq!(describe(&full), "Debian bookworm, development packages");
         assert_eq!(describe(&spec(Some("trixie"), &["cmake"])), "Debian trixie, minimal packages and cmake");
-    }
-
-    #[test]
-    fn subordinate_ids_count_by_name_or_number_and_only_in_useful_amounts() {
-        assert!(has_range("me:100000:65536\n", Some("me"), "1000"));
-        assert!(has_range("1000:100000:65536", None, "1000"));
-        assert!(!has_range("you:100000:65536", Some("me"), "1000"));
-        assert!(!has_range("me:100000:10", Some("me"), "1000"));
-        assert!(!has_range("", Some("me"), "1000"));
     }
 }

@@ -15,10 +15,10 @@ use crate::error::ImageError;
 use crate::workdir::make_private_dir;
 
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
-const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
-const APT_CACHE: Tool = Tool { name: "apt-cache", package: "apt" };
-const APT_CONFIG: Tool = Tool { name: "apt-config", package: "apt" };
-const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg" };
+const APT_GET: Tool = Tool("apt-get");
+const APT_CACHE: Tool = Tool("apt-cache");
+const APT_CONFIG: Tool = Tool("apt-config");
+const DPKG_DEB: Tool = Tool("dpkg-deb");
 const WHAT: &str = "the kernel download";
 /// A cached package younger than this is used without asking for a newer one.
 const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -26,8 +26,8 @@ const MANIFEST: &str = "manifest.json";
 /// The modules of the initramfs and their list, as the guest takes them.
 const BOOT_MODULES: &str = "boot-modules";
 const WHAT: &str = "taking in the kernel";
-const DEPMOD: Tool = Tool { name: "depmod", package: "kmod" };
-const MKSQUASHFS: Tool = Tool { name: "mksquashfs", package: "squashfs-tools" };
+const DEPMOD: Tool = Tool("depmod");
+const MKSQUASHFS: Tool = Tool("mksquashfs");
 
 /// The kernels below one state directory.
 #[derive(Debug)]

@@ -3,28 +3,24 @@
 use std::io::Read as _;
 use std::process::Command;
 
+use banger_host::programs;
+
 use super::error::Result;
 use crate::context::Context;
 use crate::error::ImageError;
-use crate::job::{self, Job};
+use crate::job::Job;
 
 /// Nothing that is run here prints more than a package's description.
 const OUTPUT_MAX: u64 = 16 << 20;
 
-/// A program and the Debian package that has it.
+/// A program of the host's table, by its name.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tool {
-    pub(super) name: &'static str,
-    pub(super) package: &'static str,
-}
+pub(super) struct Tool(pub(super) &'static str);
 
 impl Tool {
     /// The program, found also where ordinary users have no path to.
     pub(super) fn command(self) -> Result<Command> {
-        match job::find(self.name) {
-            Some(path) => Ok(Command::new(path)),
-            None => Err(ImageError::ToolMissing { tool: self.name, package: self.package }.into()),
-        }
+        Ok(programs::command(self.0).map_err(ImageError::from)?)
     }
 
     /// Runs it to its end and returns its standard output; `line` sees its standard error as it comes.
@@ -35,7 +31,7 @@ impl Tool {
         ctx: &Context<'_>,
         line: impl FnMut(&str),
     ) -> Result<String> {
-        let mut job = Job::start_guarded(self.name, self.package, command)?;
+        let mut job = Job::start_guarded(self.0, command)?;
         let reader = job.take_stdout().map(|out| {
             std::thread::spawn(move || {
                 let mut bytes = Vec::new();
@@ -49,7 +45,7 @@ impl Tool {
             return Ok(output);
         }
         Err(ImageError::ToolFailed {
-            tool: self.name,
+            tool: self.0,
             status: ended.status.to_string(),
             tail: last_words(&ended.tail).unwrap_or_default().to_owned(),
         }
@@ -69,7 +65,7 @@ mod tests {
 
     fn sh(script: &str) -> Result<String> {
         let ctx = Context { progress: &|_| {}, cancelled: &|| false, cache_dir: std::env::temp_dir() };
-        let tool = Tool { name: "sh", package: "dash" };
+        let tool = Tool("sh");
         tool.run(tool.command()?.args(["-c", script]), "the test", &ctx, |_| {})
     }
 
@@ -80,7 +76,7 @@ mod tests {
             sh("echo 'E: no such thing' >&2; echo 'W: by the way' >&2; exit 100").unwrap_err().to_string();
         assert!(failed.ends_with(": E: no such thing"), "{failed}");
         assert!(sh("exit 3").unwrap_err().to_string().ends_with("it said nothing"));
-        let absent = Tool { name: "no-such-tool-here", package: "p" };
+        let absent = Tool("no-such-tool-here");
         assert!(absent.command().unwrap_err().to_string().contains("no-such-tool-here is not installed"));
     }
 }

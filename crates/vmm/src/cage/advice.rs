@@ -1,14 +1,12 @@
 //! What to type so that a layer that does not hold does.
 
-use std::fs;
-
 use banger_model::Layer;
 
 /// What to do about a layer that this host does not give.
 #[must_use]
 pub fn advice(layer: Layer) -> String {
     match layer {
-        Layer::Namespaces | Layer::Network | Layer::Root => namespaces(),
+        Layer::Namespaces | Layer::Network | Layer::Root => banger_host::user_namespaces::why_denied().hint,
         Layer::Landlock => {
             "boot a kernel with landlock: 5.13 or newer, CONFIG_SECURITY_LANDLOCK, and 'landlock' in the \
                             kernel argument lsm="
@@ -27,21 +25,4 @@ pub fn advice(layer: Layer) -> String {
         | Layer::Capabilities
         | Layer::Limits => "this should hold everywhere: please report it".to_owned(),
     }
-}
-
-/// Which of the switches that deny user namespaces is set.
-fn namespaces() -> String {
-    let is = |name: &str, value: &str| {
-        fs::read_to_string(format!("/proc/sys/{name}")).is_ok_and(|text| text.trim() == value)
-    };
-    let command = if is("user/max_user_namespaces", "0") {
-        "sudo sysctl user.max_user_namespaces=15000"
-    } else if is("kernel/unprivileged_userns_clone", "0") {
-        "sudo sysctl kernel.unprivileged_userns_clone=1"
-    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-    } else {
-        "allow user namespaces where banger runs; a container's own filter often denies them"
-    };
-    command.to_owned()
 }

@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use banger_host::programs::is_program;
+
 use super::quirks::{NEWEST, OLDEST, Quirks, Version};
 use crate::{Result, VmmError, binary};
 
@@ -35,7 +37,7 @@ pub fn locate(wanted: Option<&OsStr>, search_path: Option<&OsStr>) -> Result<Pat
 /// # Errors
 /// When it is missing, does not answer, or is too old.
 pub async fn check(program: &Path) -> Result<FirecrackerInfo> {
-    if !binary::is_program(program) {
+    if !is_program(program) {
         return Err(VmmError::FirecrackerMissing { looked: program.display().to_string() });
     }
     let unusable = |why: String| VmmError::FirecrackerUnusable { program: program.to_owned(), why };

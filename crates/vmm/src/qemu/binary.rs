@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use banger_host::programs::is_program;
+
 use crate::binary::{self, ask};
 use crate::{Result, VmmError};
 
@@ -43,7 +45,7 @@ pub fn locate(wanted: Option<&OsStr>, search_path: Option<&OsStr>) -> Result<Pat
 /// # Errors
 /// When it is missing, does not answer, is too old, or has no microvm machine.
 pub async fn check(program: &Path) -> Result<QemuInfo> {
-    if !binary::is_program(program) {
+    if !is_program(program) {
         return Err(VmmError::QemuMissing { looked: program.display().to_string() });
     }
     let unusable = |why: String| VmmError::QemuUnusable { program: program.to_owned(), why };

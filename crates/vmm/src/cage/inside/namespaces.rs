@@ -49,7 +49,9 @@ fn unshare(flags: libc::c_int) -> io::Result<()> {
 fn why(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EUSERS) => "user.max_user_namespaces allows no more of them".to_owned(),
-        Some(libc::EPERM | libc::EACCES) => "this host denies user namespaces to ordinary users".to_owned(),
+        Some(libc::EPERM | libc::EACCES) => {
+            format!("this host denies user namespaces: {}", banger_host::user_namespaces::why_denied().why)
+        }
         Some(libc::EINVAL | libc::ENOSYS) => "this kernel has no user namespaces".to_owned(),
         _ => error.to_string(),
     }
