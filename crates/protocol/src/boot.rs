@@ -25,10 +25,13 @@ pub const RESCUE: &str = "banger.rescue";
 pub const INIT: &str = "init";
 /// In the initramfs: the directory of module files.
 pub const MODULE_DIR: &str = "modules";
-/// In the initramfs: the list of modules, one `STAGE FILE` a line, in load order.
+/// In the initramfs: the list of modules, one `STAGE FILE` or `STAGE FILE optional` a line, in load order.
 /// `STAGE` is one of the `STAGE_` words; those of a stage that a list does not have are in an
 /// earlier one.
 pub const MODULE_LIST: &str = "modules/load";
+/// The last word of a module's line in [`MODULE_LIST`]: the boot goes on when the kernel refuses this module, for
+/// instance because the processor lacks what the module is for.
+pub const OPTIONAL: &str = "optional";
 /// Modules of the bus on which all devices are: loaded first.
 pub const STAGE_BUS: &str = "bus";
 /// Modules without which there is no root.

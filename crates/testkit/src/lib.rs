@@ -12,6 +12,7 @@
     reason = "a fixture that cannot do its part fails the test that uses it"
 )]
 
+pub mod apt;
 pub mod bare;
 mod clock;
 mod clones;

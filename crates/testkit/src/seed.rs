@@ -14,10 +14,12 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use crate::sandbox::{Sandbox, workspace_dir};
-use crate::{bare, tree};
+use crate::{apt, bare, tree};
 
 /// How many seeds of a kind are kept.
 const KEPT: usize = 3;
+/// How long a command that makes a part of a seed may take.
+const FILLED: Duration = Duration::from_secs(900);
 
 /// A filled state directory. Never run a daemon in it.
 #[derive(Debug)]
@@ -31,21 +33,37 @@ impl Seed {
     /// The kernel `debian-cloud` and the image `bare`.
     #[must_use]
     pub fn bare() -> Self {
-        Self::get("bare", None, &[&["kernel", "pull", "debian-cloud"]], true)
+        Self::get("bare", None, |sandbox| {
+            make(sandbox, &["kernel", "pull", "debian-cloud"]);
+            let dir = sandbox.work("bare");
+            assert!(bare::lay_out(&dir), "the bare image needs busybox-static: run scripts/setup");
+            sandbox.banger(["image", "import", "bare"]).arg(&dir).go().ok().done();
+        })
     }
 
     /// Besides, the default image `debian`.
     #[must_use]
     pub fn debian() -> Self {
-        Self::get("debian", Some(Self::bare()), &[&["image", "build", "debian"]], false)
+        let build = ["image", "build", "debian"];
+        Self::get("debian", Some(Self::bare()), |sandbox| make(sandbox, &build))
     }
 
     /// Besides, `sshd`: a small Debian with an OpenSSH server, for the benchmark's comparison.
     #[must_use]
     pub fn sshd() -> Self {
-        let build: &[&str] =
-            &["image", "build", "debian", "--minimal", "--name", "sshd", "--include", "openssh-server"];
-        Self::get("sshd", Some(Self::bare()), &[build], false)
+        let build =
+            ["image", "build", "debian", "--minimal", "--name", "sshd", "--include", "openssh-server"];
+        Self::get("sshd", Some(Self::bare()), |sandbox| make(sandbox, &build))
+    }
+
+    /// Besides, the kernel `stock`: Debian's for all machines. Needs [`apt`].
+    #[must_use]
+    pub fn stock_kernel() -> Self {
+        Self::get("stock", Some(Self::bare()), |sandbox| {
+            let tree = apt::kernel_package("linux-image-amd64", &sandbox.work("package"));
+            let import = sandbox.banger(["kernel", "import", "stock"]).arg(tree);
+            import.within(FILLED).go().ok().done();
+        })
     }
 
     /// The state directory to take from.
@@ -73,7 +91,7 @@ impl Seed {
         }
     }
 
-    fn get(name: &str, base: Option<Self>, commands: &[&[&str]], bare_image: bool) -> Self {
+    fn get(name: &str, base: Option<Self>, fill: impl FnOnce(&Sandbox)) -> Self {
         let cache = cache_dir();
         fs::create_dir_all(&cache).expect("the test cache can be made");
         let dir = cache.join(format!("{name}-{}", key()));
@@ -86,20 +104,17 @@ impl Seed {
         }
         eprintln!("filling the test cache: {} (kept in {})", name, cache.display());
         let sandbox = base.map_or_else(Sandbox::empty, |base| Sandbox::with(&base));
-        for command in commands {
-            sandbox.banger(*command).within(Duration::from_secs(900)).go().ok().done();
-        }
-        if bare_image {
-            let dir = sandbox.work("bare");
-            assert!(bare::lay_out(&dir), "the bare image needs busybox-static: run scripts/setup");
-            sandbox.banger(["image", "import", "bare"]).arg(&dir).go().ok().done();
-        }
+        fill(&sandbox);
         sandbox.banger(["daemon", "stop"]).go().ok().done();
         publish(&sandbox.state(), &seed.state);
         prune(&cache, name);
         drop(lock);
         seed
     }
+}
+
+fn make(sandbox: &Sandbox, command: &[&str]) {
+    sandbox.banger(command).within(FILLED).go().ok().done();
 }
 
 /// Copies what lasts (not the log, not scratch) and shows it under its name all at once.

@@ -9,6 +9,7 @@ use std::path::Path;
 use banger_protocol::boot;
 use rustix::fs::{Mode, OFlags};
 
+use super::console;
 use super::error::{BootError, Result};
 
 /// No list is anywhere near this long.
@@ -44,9 +45,10 @@ impl ModuleDir {
         self.0.try_clone().map(Self).map_err(BootError::os("keep the module directory"))
     }
 
-    /// Loads all modules of a stage. Those that are there already are fine.
+    /// Loads all modules of a stage. Those that are there already are fine, and so are optional ones that the kernel
+    /// refuses; the console then says so.
     pub(super) fn load(&self, stage: &str) -> Result<()> {
-        for file in files(&self.list()?, stage)? {
+        for Entry { file, optional } in entries(&self.list()?, stage)? {
             // Asked first: the kernel would read and check the whole file before it says so.
             if is_loaded(file) {
                 continue;
@@ -54,6 +56,9 @@ impl ModuleDir {
             let fd = self.open_file(file)?;
             match rustix::system::finit_module(&fd, c"", 0) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) if optional => {
+                    console::say(&format!("the boot goes on without the optional module {file}: {errno}"));
+                }
                 Err(errno) => return Err(BootError::os(format!("load module {file}"))(errno)),
             }
         }
@@ -89,18 +94,30 @@ fn list_name() -> &'static str {
     boot::MODULE_LIST.rsplit('/').next().unwrap_or(boot::MODULE_LIST)
 }
 
-/// The files of one stage, in load order.
-fn files<'a>(list: &'a str, stage: &str) -> Result<Vec<&'a str>> {
+/// A module of the list.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry<'a> {
+    file: &'a str,
+    optional: bool,
+}
+
+/// The modules of one stage, in load order.
+fn entries<'a>(list: &'a str, stage: &str) -> Result<Vec<Entry<'a>>> {
     let mut found = Vec::new();
     for line in list.lines().filter(|line| !line.is_empty()) {
         let bad =
             || BootError::Invalid(format!("the list of modules has a bad line '{}'", line.escape_debug()));
-        let (word, file) = line.split_once(' ').ok_or_else(bad)?;
-        if file.is_empty() || file.contains(['/', ' ']) {
+        let (word, rest) = line.split_once(' ').ok_or_else(bad)?;
+        let (file, optional) = match rest.split_once(' ') {
+            None => (rest, false),
+            Some((file, boot::OPTIONAL)) => (file, true),
+            Some(_) => return Err(bad()),
+        };
+        if file.is_empty() || file.contains('/') {
             return Err(bad());
         }
         if word == stage {
-            found.push(file);
+            found.push(Entry { file, optional });
         }
     }
     Ok(found)
@@ -112,16 +129,38 @@ mod tests {
 
     #[test]
     fn a_stage_takes_its_own_files_in_order() {
-        let list = "boot virtio_ring.ko\nboot virtio.ko\nlate virtio_net.ko\n\nboot squashfs.ko\n";
-        assert_eq!(files(list, boot::STAGE_BOOT).unwrap(), ["virtio_ring.ko", "virtio.ko", "squashfs.ko"]);
-        assert_eq!(files(list, boot::STAGE_LATE).unwrap(), ["virtio_net.ko"]);
+        let list = "boot virtio_ring.ko\nboot crc32c_intel.ko optional\nlate virtio_net.ko\n\nboot ext4.ko\n";
+        let entry = |file, optional| Entry { file, optional };
+        assert_eq!(
+            entries(list, boot::STAGE_BOOT).unwrap(),
+            [entry("virtio_ring.ko", false), entry("crc32c_intel.ko", true), entry("ext4.ko", false)]
+        );
+        assert_eq!(entries(list, boot::STAGE_LATE).unwrap(), [entry("virtio_net.ko", false)]);
     }
 
     #[test]
     fn a_line_that_could_leave_the_directory_is_refused() {
-        for bad in ["boot", "boot ../x.ko", "boot ", "boot a b"] {
-            assert!(files(bad, boot::STAGE_BOOT).is_err(), "{bad}");
+        for bad in
+            ["boot", "boot ../x.ko", "boot ", "boot a b", "boot a ", "boot  optional", "boot a optional b"]
+        {
+            assert!(entries(bad, boot::STAGE_BOOT).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_an_optional_module_may_be_refused_by_the_kernel() {
+        // Given a file that no kernel takes for a module
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("broken.ko"), "no module").unwrap();
+        let load = |list: &str| {
+            std::fs::write(dir.path().join(list_name()), list).unwrap();
+            ModuleDir::open(dir.path().to_str().unwrap()).unwrap().unwrap().load(boot::STAGE_BOOT)
+        };
+        load("boot broken.ko optional\n").unwrap();
+        let error = load("boot broken.ko\n").unwrap_err().to_string();
+        assert!(error.contains("load module broken.ko"), "{error}");
+        // And one that the host listed and did not bring is an error in any case
+        assert!(load("boot absent.ko optional\n").is_err());
     }
 
     #[test]

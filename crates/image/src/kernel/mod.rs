@@ -3,6 +3,7 @@
 
 mod debian;
 mod error;
+mod index;
 mod modules;
 mod source;
 mod store;

@@ -1,13 +1,14 @@
-//! Which modules a guest loads in its initramfs, in which order, resolved from this kernel's own modules.dep(5).
-//! Must never guess: a driver that is neither a module nor in modules.builtin is an error.
+//! Which modules a guest loads in its initramfs, in which order, resolved from this kernel's own tables.
+//! Must never guess: a driver that is neither a module nor built in is an error.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::Path;
 
 use banger_protocol::boot;
 
 use super::error::{KernelError, Result};
+use super::index::{Index, module_name};
 use crate::error::ImageError;
 
 /// Where all devices are. virtio's module does not name virtio_ring before itself in every kernel; this order is the
@@ -21,8 +22,16 @@ const CHANNEL: &[&str] = &["virtio_console"];
 const NET: &[&str] = &["virtio_net"];
 /// On which nobody waits.
 const LATE: &[&str] = &["virtio_rng", "vmw_vsock_virtio_transport"];
-/// Drivers that a guest can do without.
-const OPTIONAL: &[&str] = &["virtio_rng", "vmw_vsock_virtio_transport"];
+/// Drivers that a kernel may lack.
+const MAY_BE_MISSING: &[&str] = &["virtio_rng", "vmw_vsock_virtio_transport"];
+/// What is wanted, in the order of the stages.
+const STAGES: &[(&str, &[&str])] = &[
+    (boot::STAGE_BUS, BUS),
+    (boot::STAGE_BOOT, BOOT),
+    (boot::STAGE_CHANNEL, CHANNEL),
+    (boot::STAGE_NET, NET),
+    (boot::STAGE_LATE, LATE),
+];
 /// No module that a guest loads here is anywhere near this large.
 const MODULE_MAX: u64 = 32 << 20;
 
@@ -32,70 +41,93 @@ struct Step {
     stage: &'static str,
     /// Relative to the release's directory.
     path: String,
+    /// The boot goes on when the guest's kernel refuses it.
+    optional: bool,
 }
 
 /// The files of the initramfs's module directory, the list first, for the modules in `dir`
-/// (`lib/modules/<release>`, with modules.dep and modules.builtin).
+/// (`lib/modules/<release>`, with the tables that depmod makes).
 pub(super) fn collect(dir: &Path, release: &str) -> Result<Vec<(String, Vec<u8>)>> {
-    let read = |name: &str| {
-        let path = dir.join(name);
-        std::fs::read_to_string(&path).map_err(ImageError::io("read", &path))
-    };
-    let steps = resolve(&read("modules.dep")?, &read("modules.builtin")?, release)?;
     let mut list = String::new();
     let mut files = Vec::new();
-    for step in steps {
+    for step in resolve(&Index::read(dir)?, release)? {
         let name = format!("{}.ko", module_name(&step.path));
-        list.push_str(&format!("{} {name}\n", step.stage));
-        files.push((name, decompress(&dir.join(&step.path))?));
+        let mark = if step.optional { format!(" {}", boot::OPTIONAL) } else { String::new() };
+        list.push_str(&format!("{} {name}{mark}\n", step.stage));
+        if !files.iter().any(|(have, _)| *have == name) {
+            files.push((name, decompress(&dir.join(&step.path))?));
+        }
     }
     let list_name = boot::MODULE_LIST.rsplit('/').next().unwrap_or(boot::MODULE_LIST);
     files.insert(0, (list_name.to_owned(), list.into_bytes()));
     Ok(files)
 }
 
-/// What to load, dependencies first, each module once.
-fn resolve(dep: &str, builtin: &str, release: &str) -> Result<Vec<Step>> {
-    let dependencies: HashMap<String, (&str, Vec<&str>)> = dep
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(path, rest)| (module_name(path), (path, rest.split_ascii_whitespace().collect())))
-        .collect();
-    let builtin: Vec<String> = builtin.lines().map(module_name).collect();
-    let mut steps: Vec<Step> = Vec::new();
-    let stages = [
-        (boot::STAGE_BUS, BUS),
-        (boot::STAGE_BOOT, BOOT),
-        (boot::STAGE_CHANNEL, CHANNEL),
-        (boot::STAGE_NET, NET),
-        (boot::STAGE_LATE, LATE),
-    ];
-    for (stage, name) in
-        stages.iter().flat_map(|(stage, names)| names.iter().map(move |name| (*stage, *name)))
-    {
-        if builtin.iter().any(|have| have == name) {
-            continue;
-        }
-        let Some((path, needs)) = dependencies.get(name) else {
-            if OPTIONAL.contains(&name) {
-                continue;
-            }
-            return Err(KernelError::MissingModule { release: release.to_owned(), module: name.to_owned() });
-        };
-        // modules.dep lists all that is needed, the nearest first.
-        for path in needs.iter().rev().chain([path]) {
-            if !steps.iter().any(|step| step.path == **path) {
-                steps.push(Step { stage, path: (*path).to_owned() });
-            }
+/// What to load, dependencies first, in each stage that needs it: only the bus's stage is loaded before the others, which
+/// are loaded side by side, and in another order where the channel is a vsock.
+fn resolve(index: &Index, release: &str) -> Result<Vec<Step>> {
+    let wanted = |names: &'static [&str]| names.iter().filter(|name| !index.is_builtin(name));
+    let mut plan = Plan { index, required: HashSet::new(), visited: HashSet::new(), steps: Vec::new() };
+    // Known before the first step: a module that a soft dependency brings may be required by a later driver.
+    for name in STAGES.iter().flat_map(|(_, names)| wanted(names)) {
+        if let Some(module) = index.module(name) {
+            plan.required.extend(module.needs.iter().chain([&module.path]).map(String::as_str));
+        } else if !MAY_BE_MISSING.contains(name) {
+            return Err(KernelError::MissingModule {
+                release: release.to_owned(),
+                module: (*name).to_owned(),
+            });
         }
     }
-    Ok(steps)
+    for (stage, names) in STAGES {
+        plan.visited.clear();
+        for name in wanted(names) {
+            plan.add(stage, name);
+        }
+    }
+    Ok(plan.steps)
 }
 
-/// `kernel/drivers/char/hw_random/virtio-rng.ko.xz` is the module virtio_rng.
-fn module_name(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.split(".ko").next().unwrap_or(file).replace('-', "_")
+/// The order of modprobe: what a module needs, each with its own soft dependencies around it, and then the module with
+/// its own. Soft dependencies may lead in circles.
+struct Plan<'a> {
+    index: &'a Index,
+    /// The paths of the modules without which the guest does not boot; all others are optional.
+    required: HashSet<&'a str>,
+    /// The names of the modules that this stage was asked for.
+    visited: HashSet<&'a str>,
+    steps: Vec<Step>,
+}
+
+impl<'a> Plan<'a> {
+    fn add(&mut self, stage: &'static str, name: &'a str) {
+        let index = self.index;
+        let Some(module) = index.module(name) else { return };
+        if !self.visited.insert(name) {
+            return;
+        }
+        for path in module.needs.iter().chain([&module.path]) {
+            self.add_with_soft(stage, path);
+        }
+    }
+
+    /// Unlike [`Self::add`] also for a module that was visited: what needs it must come after it, wherever a circle
+    /// of soft dependencies began.
+    fn add_with_soft(&mut self, stage: &'static str, path: &'a str) {
+        let index = self.index;
+        let soft = index.soft(&module_name(path));
+        for module in soft.iter().flat_map(|soft| &soft.before).flat_map(|name| index.stands_for(name)) {
+            self.add(stage, module);
+        }
+        let there = |step: &Step| step.path == path && [stage, boot::STAGE_BUS].contains(&step.stage);
+        if !self.steps.iter().any(there) {
+            let optional = !self.required.contains(path);
+            self.steps.push(Step { stage, path: path.to_owned(), optional });
+        }
+        for module in soft.iter().flat_map(|soft| &soft.after).flat_map(|name| index.stands_for(name)) {
+            self.add(stage, module);
+        }
+    }
 }
 
 /// The module as the guest's kernel takes it: our kernels need not know how to decompress.
@@ -133,27 +165,103 @@ mod tests {
         kernel/n/virtio_net.ko: kernel/n/net_failover.ko kernel/n/failover.ko kernel/d/virtio.ko kernel/d/virtio_ring.ko\n\
         kernel/c/virtio-rng.ko: kernel/d/virtio.ko kernel/d/virtio_ring.ko\n";
     const BUILTIN: &str = "kernel/fs/ext4/ext4.ko\n";
+    /// What a kernel has more of that builds ext4 as a module.
+    const EXT4: &str = "kernel/fs/mbcache.ko:\nkernel/fs/jbd2.ko:\n\
+        kernel/fs/ext4.ko: kernel/fs/mbcache.ko kernel/fs/jbd2.ko\n\
+        kernel/a/crc32c-intel.ko:\nkernel/a/crc32c_generic.ko:\n";
+    const CRC32C: &str = "alias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\n";
 
-    fn paths(stage: &str, steps: &[Step]) -> Vec<String> {
-        steps.iter().filter(|step| step.stage == stage).map(|step| module_name(&step.path)).collect()
+    fn resolved(dep: &str, more: &[(&str, &str)]) -> Result<Vec<Step>> {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("modules.dep", dep), ("modules.builtin", "")].iter().chain(more) {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        resolve(&Index::read(dir.path())?, "6.1-x")
+    }
+
+    /// The names of a stage; a question mark is after an optional one.
+    fn names(stage: &str, steps: &[Step]) -> Vec<String> {
+        let name = |step: &Step| module_name(&step.path) + if step.optional { "?" } else { "" };
+        steps.iter().filter(|step| step.stage == stage).map(name).collect()
     }
 
     #[test]
-    fn dependencies_come_first_and_nothing_twice() {
-        // Given a kernel like Debian's: ext4 built in, the rest modules, and no vsock
-        let steps = resolve(DEP, BUILTIN, "6.1").unwrap();
-        // Then each stage has just what it needs and no earlier one had
-        assert_eq!(paths(boot::STAGE_BUS, &steps), ["virtio_ring", "virtio", "virtio_mmio"]);
-        assert_eq!(paths(boot::STAGE_BOOT, &steps), ["virtio_blk", "squashfs", "overlay"]);
-        assert_eq!(paths(boot::STAGE_CHANNEL, &steps), ["virtio_console"]);
+    fn dependencies_come_first_and_what_the_bus_has_is_not_repeated() {
+        // Given a kernel like Debian's for clouds: ext4 built in, the rest modules, and no vsock
+        let steps = resolved(DEP, &[("modules.builtin", BUILTIN)]).unwrap();
+        // Then each stage has just what it needs and the bus has not
+        assert_eq!(names(boot::STAGE_BUS, &steps), ["virtio_ring", "virtio", "virtio_mmio"]);
+        assert_eq!(names(boot::STAGE_BOOT, &steps), ["virtio_blk", "squashfs", "overlay"]);
+        assert_eq!(names(boot::STAGE_CHANNEL, &steps), ["virtio_console"]);
         // And the last what is left, its dependencies first, a dash in a file name no obstacle
-        assert_eq!(paths(boot::STAGE_NET, &steps), ["failover", "net_failover", "virtio_net"]);
-        assert_eq!(paths(boot::STAGE_LATE, &steps), ["virtio_rng"]);
+        assert_eq!(names(boot::STAGE_NET, &steps), ["failover", "net_failover", "virtio_net"]);
+        assert_eq!(names(boot::STAGE_LATE, &steps), ["virtio_rng"]);
+    }
+
+    #[test]
+    fn soft_dependencies_come_before_and_after_and_are_optional() {
+        // Given a kernel like Debian's for all machines: ext4 and its checksums are modules
+        let soft = "softdep ext4 pre: crypto-crc32c\nsoftdep jbd2 pre: crypto-crc32c nowhere post: mbcache\n\
+            softdep virtio_net post: virtio_rng\nsoftdep crc32c_generic pre: ext4\n";
+        let dep = format!("{DEP}{EXT4}");
+        let steps = resolved(&dep, &[("modules.softdep", soft), ("modules.alias", CRC32C)]).unwrap();
+        // Then those of what ext4 needs come first as well, the circle ends, and what is nowhere is left out
+        let boot = [
+            "virtio_blk",
+            "squashfs",
+            "crc32c_intel?",
+            "crc32c_generic?",
+            "jbd2",
+            "mbcache",
+            "ext4",
+            "overlay",
+        ];
+        assert_eq!(names(boot::STAGE_BOOT, &steps), boot);
+        // And a driver that is also wanted for itself is not optional, and is in both stages
+        assert_eq!(names(boot::STAGE_NET, &steps), ["failover", "net_failover", "virtio_net", "virtio_rng"]);
+        assert_eq!(names(boot::STAGE_LATE, &steps), ["virtio_rng"]);
+    }
+
+    #[test]
+    fn what_needs_a_module_comes_after_it_also_in_a_circle() {
+        // Given an overlay that should have 'helper' before it, which in turn needs the overlay
+        let dep = format!("{DEP}kernel/x/helper.ko: kernel/fs/overlay.ko\n");
+        let more = [("modules.builtin", BUILTIN), ("modules.softdep", "softdep overlay pre: helper\n")];
+        let steps = resolved(&dep, &more).unwrap();
+        assert_eq!(names(boot::STAGE_BOOT, &steps), ["virtio_blk", "squashfs", "overlay", "helper?"]);
+    }
+
+    #[test]
+    fn stages_that_are_loaded_side_by_side_each_have_what_they_need() {
+        let dep = DEP
+            .replace("kernel/fs/overlay.ko:", "kernel/fs/overlay.ko: kernel/n/failover.ko")
+            .replace("virtio-rng.ko:", "virtio-rng.ko: kernel/n/failover.ko");
+        let steps = resolved(&dep, &[("modules.builtin", BUILTIN)]).unwrap();
+        assert_eq!(names(boot::STAGE_BOOT, &steps), ["virtio_blk", "squashfs", "failover", "overlay"]);
+        assert_eq!(names(boot::STAGE_NET, &steps), ["failover", "net_failover", "virtio_net"]);
+        assert_eq!(names(boot::STAGE_LATE, &steps), ["failover", "virtio_rng"]);
+    }
+
+    #[test]
+    fn a_soft_dependency_that_is_built_in_adds_nothing() {
+        let dep = format!("{DEP}{EXT4}").replace("kernel/a/crc32c_generic.ko:\n", "");
+        let more = [
+            ("modules.builtin", "kernel/crypto/crc32c_generic.ko\n"),
+            ("modules.builtin.modinfo", "crc32c_generic.alias=crypto-crc32c\0"),
+            ("modules.softdep", "softdep ext4 pre: crypto-crc32c\n"),
+            ("modules.alias", CRC32C),
+        ];
+        let steps = resolved(&dep, &more).unwrap();
+        assert_eq!(
+            names(boot::STAGE_BOOT, &steps),
+            ["virtio_blk", "squashfs", "jbd2", "mbcache", "ext4", "overlay"]
+        );
     }
 
     #[test]
     fn a_driver_that_is_nowhere_is_named() {
-        let error = resolve(&DEP.replace("kernel/fs/overlay.ko:\n", ""), BUILTIN, "6.1-x").unwrap_err();
+        let dep = DEP.replace("kernel/fs/overlay.ko:\n", "");
+        let error = resolved(&dep, &[("modules.builtin", BUILTIN)]).unwrap_err();
         assert_eq!(error.to_string(), "kernel 6.1-x has no 'overlay', neither built in nor as a module");
         assert_eq!(banger_model::Error::from(error).code, banger_model::ErrorCode::Unsupported);
     }
@@ -165,7 +273,7 @@ mod tests {
             .iter()
             .map(|name| format!("kernel/{name}.ko\n"))
             .collect();
-        assert_eq!(resolve("", &builtin, "6.1").unwrap(), []);
+        assert_eq!(resolved("", &[("modules.builtin", &builtin)]).unwrap(), []);
     }
 
     #[test]

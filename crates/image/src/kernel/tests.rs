@@ -19,6 +19,7 @@ const MODULES: &[&str] = &[
     "squashfs",
     "overlay",
     "virtio_net",
+    "crc32c_generic",
 ];
 
 fn name(text: &str) -> KernelName {
@@ -50,6 +51,8 @@ fn source(root: &Path, without: &str) -> PathBuf {
         dep.push_str(&format!("{module}.ko:\n"));
     }
     std::fs::write(modules.join("modules.dep"), dep).unwrap();
+    std::fs::write(modules.join("modules.softdep"), "softdep overlay pre: crypto-crc32c\n").unwrap();
+    std::fs::write(modules.join("modules.alias"), "alias crypto-crc32c crc32c_generic\n").unwrap();
     dir
 }
 
@@ -77,6 +80,8 @@ fn an_imported_kernel_is_listed_boots_and_can_be_deleted() {
         initramfs.contains("bus virtio_ring.ko\nbus virtio.ko\n")
             && initramfs.contains("net virtio_net.ko\n")
     );
+    // And what the boot can do without is marked
+    assert!(initramfs.contains("boot crc32c_generic.ko optional\nboot overlay.ko\n"));
     // And nothing is left after it is deleted
     store.delete(&name("mine")).unwrap();
     assert_eq!(store.list().unwrap(), []);
