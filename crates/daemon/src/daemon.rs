@@ -18,14 +18,13 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::artifacts::Artifacts;
 use crate::config::{Config, Host};
+use crate::doctor::AGENT;
 use crate::fault::{self, Death, Faults};
 use crate::operations::Operations;
 use crate::startup::Dirs;
 use crate::vm::{Parts, Vms};
 use crate::workspace::Workspaces;
 
-/// The guest agent's file.
-const AGENT: &str = "banger-agent";
 /// How long requests under way have when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -34,7 +33,6 @@ const DRAIN: Duration = Duration::from_secs(3);
 pub(crate) struct Daemon {
     pub(crate) dirs: Dirs,
     pub(crate) config: Config,
-    pub(crate) agent: PathBuf,
     pub(crate) operations: Arc<Operations>,
     pub(crate) vms: Arc<Vms>,
     pub(crate) artifacts: Arc<Artifacts>,
@@ -58,9 +56,7 @@ impl Daemon {
             Err(why) => tracing::info!(why, "no control groups"),
         }
         let cage = Cage::beside(&companions, config.require.value.clone()).with_groups(groups);
-        let firecracker = firecracker_driver(&config, cage.clone());
-        let drivers: Vec<Arc<dyn Driver>> =
-            vec![Arc::new(firecracker), Arc::new(qemu_driver(&config, cage.clone()))];
+        let drivers = drivers(&config, &cage);
         let faults = faults(|key| std::env::var_os(key), Death::Process)?;
         Self::assemble(dirs, config, host, drivers, (companions, cage), faults).await
     }
@@ -105,7 +101,7 @@ impl Daemon {
         tokio::spawn(async move { templates.drop_useless_templates().await });
         let workspaces = Workspaces::new(store, dirs.state.clone());
         let started = Instant::now();
-        Ok(Arc::new(Self { dirs, config, agent, operations, vms, artifacts, workspaces, started, shutdown }))
+        Ok(Arc::new(Self { dirs, config, operations, vms, artifacts, workspaces, started, shutdown }))
     }
 
     /// Binds the socket. We hold the lock, so one that is there belongs to nobody.
@@ -196,6 +192,11 @@ fn refuse_emptied(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
+/// The drivers of this build.
+pub(crate) fn drivers(config: &Config, cage: &Cage) -> Vec<Arc<dyn Driver>> {
+    vec![Arc::new(firecracker_driver(config, cage.clone())), Arc::new(qemu_driver(config, cage.clone()))]
+}
+
 /// It is there even when its program is not: machines of it that run are adopted all the same.
 fn firecracker_driver(config: &Config, cage: Cage) -> FirecrackerDriver {
     let wanted = config.firecracker.value.as_ref().map(|p| p.as_os_str());
@@ -219,7 +220,7 @@ fn qemu_driver(config: &Config, cage: Cage) -> QemuDriver {
 
 /// Where the programs are that belong to this daemon (the guest agent, the network guard): beside
 /// our own, or where `make install` puts them.
-fn companions() -> Result<PathBuf> {
+pub(crate) fn companions() -> Result<PathBuf> {
     let own =
         std::env::current_exe().map_err(|e| Error::internal(format!("our own path is unknown: {e}")))?;
     let beside = own.parent().map(PathBuf::from).unwrap_or_default();

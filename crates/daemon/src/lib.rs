@@ -19,6 +19,7 @@ mod steps;
 mod vm;
 mod workspace;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 
@@ -49,6 +50,19 @@ pub fn run(mut ready: Option<File>) -> Result<()> {
         say(&mut ready, &serde_json::json!({ "error": body }));
     }
     outcome
+}
+
+/// The checks of `banger doctor` as a line of JSON, for the installation that these variables name. Needs no daemon and
+/// touches nothing. An installation that cannot be looked at is a check that failed.
+///
+/// # Errors
+/// When there is no memory or thread to be had.
+pub fn doctor_report(env: impl Fn(&str) -> Option<OsString> + Copy) -> Result<String> {
+    let internal = |e: &dyn std::fmt::Display| Error::new(ErrorCode::Internal, e.to_string());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let checks = runtime.map_err(|e| internal(&e))?.block_on(doctor::of_installation(env));
+    let checks = checks.unwrap_or_else(|error| vec![doctor::fail("daemon", error)]);
+    Ok(serde_json::to_string(&checks).map_err(|e| internal(&e))? + "\n")
 }
 
 fn start(ready: &mut Option<File>) -> Result<()> {

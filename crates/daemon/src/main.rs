@@ -20,6 +20,9 @@ struct Arguments {
     /// Say what a start would do to the database, touch nothing, and end: 0 when it can be used, 1 when not.
     #[arg(long)]
     check_migrations: bool,
+    /// Print the checks of `banger doctor` as JSON, touch nothing, and end.
+    #[arg(long)]
+    doctor: bool,
 }
 
 fn main() -> ExitCode {
@@ -34,6 +37,12 @@ fn main() -> ExitCode {
                 let hint = error.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
                 complain(format!("{error}{hint}"))
             }
+        };
+    }
+    if arguments.doctor {
+        return match banger_daemon::doctor_report(|key| std::env::var_os(key)) {
+            Ok(checks) => print(&checks),
+            Err(error) => complain(error),
         };
     }
     let ready = match arguments.ready_fd.map(inherited).transpose() {

@@ -29,6 +29,26 @@ impl Dirs {
     /// When one cannot be made, belongs to somebody else, or others may write to it.
     pub(crate) fn open(env: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let uid = rustix::process::geteuid().as_raw();
+        let dirs = Self::find(env)?;
+        let Self { state, runtime, .. } = &dirs;
+        for dir in [state.path(), runtime.path()] {
+            make_private(dir, uid)?;
+        }
+        apart(state, runtime)?;
+        for dir in
+            [state.vms(), state.images(), state.kernels(), state.templates(), state.scratch(), runtime.vms()]
+        {
+            make_private(&dir, uid)?;
+        }
+        Ok(dirs)
+    }
+
+    /// Finds the directories that the environment names. Nothing is made or looked at.
+    ///
+    /// # Errors
+    /// When a variable is wrong, or there is no place for sockets.
+    pub(crate) fn find(env: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let uid = rustix::process::geteuid().as_raw();
         let state = state_dir_from(&env)?;
         let candidates = runtime_dir_candidates(&env, uid)?;
         let mut runtime = None;
@@ -42,15 +62,6 @@ impl Dirs {
         let runtime = runtime.ok_or_else(|| {
             Error::unavailable("there is no place for banger's sockets").with_hint("set BANGER_RUNTIME_DIR")
         })?;
-        for dir in [state.path(), runtime.path()] {
-            make_private(dir, uid)?;
-        }
-        apart(&state, &runtime)?;
-        for dir in
-            [state.vms(), state.images(), state.kernels(), state.templates(), state.scratch(), runtime.vms()]
-        {
-            make_private(&dir, uid)?;
-        }
         let cache = match (env("XDG_CACHE_HOME"), env("HOME")) {
             (Some(dir), _) if Path::new(&dir).is_absolute() => PathBuf::from(dir).join("banger"),
             (_, Some(home)) if Path::new(&home).is_absolute() => PathBuf::from(home).join(".cache/banger"),

@@ -41,7 +41,7 @@ pub enum Use {
 }
 
 /// A row of the table.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Program {
     /// Its name; a file's paths, separated by `|`.
     pub name: &'static str,

@@ -39,6 +39,14 @@ fn parse_bytes(s: &str) -> Result<u64> {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Mib(pub u32);
 
+impl Mib {
+    /// The same size in bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> u64 {
+        u64::from(self.0) * MIB
+    }
+}
+
 impl FromStr for Mib {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self> {

@@ -2,11 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 /// Where the host's name servers are (resolv.conf(5)).
 const HOSTS: &str = "/etc/resolv.conf";
+/// As many as a resolver library asks (`MAXNS`, resolv.conf(5)).
+const SERVERS_MAX: usize = 3;
+/// The port of name servers.
+const PORT: u16 = 53;
 /// The name of a responder's copy of it.
 const RESOLV_CONF: &str = "resolv.conf";
 /// The flag "the route can be used" in /proc/net/route (`RTF_UP`, linux/route.h).
@@ -35,6 +40,27 @@ fn default_route_in(table: &str) -> bool {
 #[must_use]
 pub fn resolv_conf() -> Vec<u8> {
     fs::read(HOSTS).unwrap_or_default()
+}
+
+/// The name servers of a resolv.conf(5), with the port.
+#[must_use]
+pub fn name_servers(resolv_conf: &[u8]) -> Vec<SocketAddr> {
+    let text = String::from_utf8_lossy(resolv_conf);
+    let lines = text.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+    });
+    lines.filter_map(address).take(SERVERS_MAX).collect()
+}
+
+/// An address, a link-local one with the interface behind a `%`.
+fn address(text: &str) -> Option<SocketAddr> {
+    let Some((address, interface)) = text.split_once('%') else {
+        return Some(SocketAddr::new(text.parse().ok()?, PORT));
+    };
+    let any = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok()?;
+    let scope = rustix::net::netdevice::name_to_index(&any, interface).ok()?;
+    Some(SocketAddrV6::new(address.parse().ok()?, PORT, 0, scope).into())
 }
 
 /// Makes the directory that a responder reads, with `content` as the copy of the host's resolv.conf.
@@ -100,6 +126,14 @@ mod tests {
         ] {
             assert!(!default_route_in(&table), "{table}");
         }
+    }
+
+    #[test]
+    fn name_servers_are_read_as_resolvers_read_them() {
+        let text = "# nameserver 9.9.9.9\nsearch a\nnameserver 192.0.2.1\nnameserver\tfd00::1 # x\nnameserver nonsense\n\
+                    nameserver 127.0.0.53\nnameserver 192.0.2.4\n";
+        let found: Vec<String> = name_servers(text.as_bytes()).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["192.0.2.1:53", "[fd00::1]:53", "127.0.0.53:53"]);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use banger_model::Image;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::migrations::{Pending, SCHEMA_VERSION, pending};
-use crate::{StoreError, backup};
+use crate::{Store, StoreError, backup};
 
 /// How often a database that changes while it is copied is copied again.
 const TRIES: usize = 5;
@@ -40,6 +41,24 @@ pub fn inspect(path: &Path) -> Result<Inspection, StoreError> {
     let pending = schema.map(pending).unwrap_or_default();
     let backup = schema.filter(|_| !pending.is_empty()).map(|version| backup::path(path, version));
     Ok(Inspection { path: path.to_owned(), schema, known: SCHEMA_VERSION, pending, backup })
+}
+
+/// The images on record, read from a copy. `None` when the schema is older than ours: reading it would take a change.
+///
+/// # Errors
+/// As [`inspect`], and when the copy cannot be made in the host's directory for temporary files.
+pub fn peek_images(path: &Path) -> Result<Option<Vec<Image>>, StoreError> {
+    let found = inspect(path)?;
+    if found.schema.is_none() {
+        return Ok(Some(Vec::new()));
+    }
+    if !found.pending.is_empty() {
+        return Ok(None);
+    }
+    let dir = scratch_in(std::env::temp_dir())?;
+    let copy = dir.path().join("copy.db");
+    copy_whole(path, &copy)?;
+    Store::open(&copy)?.images().map(Some)
 }
 
 /// The schema version, with all pages checked; `None` when there is nothing.
@@ -97,7 +116,10 @@ fn uri(file: &Path) -> std::ffi::OsString {
 /// The daemon's own scratch directory, which is emptied when one starts; else that of the host.
 fn scratch(path: &Path) -> Result<tempfile::TempDir, StoreError> {
     let own = path.parent().map(|dir| dir.join("tmp")).filter(|dir| dir.is_dir());
-    let dir = own.unwrap_or_else(std::env::temp_dir);
+    scratch_in(own.unwrap_or_else(std::env::temp_dir))
+}
+
+fn scratch_in(dir: PathBuf) -> Result<tempfile::TempDir, StoreError> {
     tempfile::Builder::new()
         .prefix("banger-db-")
         .tempdir_in(&dir)

@@ -13,6 +13,6 @@ mod row;
 mod vms;
 
 pub use error::StoreError;
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, inspect, peek_images};
 pub use migrations::{Pending, SCHEMA_VERSION};
 pub use open::Store;

@@ -191,3 +191,53 @@ fn every_lesson_is_held_by_a_test_or_by_the_design() {
         assert!(held && !columns[2].is_empty(), "neither a test nor a reason: {row}");
     }
 }
+
+/// Words with which a program that has this name is started, or looked for to be started.
+const STARTS: &[&str] = &[
+    "Command::new(\"",
+    "Run::new(\"",
+    "Tool(\"",
+    "programs::command(\"",
+    "programs::find(\"",
+    "said_by(\"",
+    "Job::start(\"",
+    "Job::start_guarded(\"",
+    ".program(\"",
+];
+
+/// The programs that a source starts by name. One by its path is named by what is at the path's end.
+fn started_by(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for start in STARTS {
+        for rest in source.split(start).skip(1) {
+            let name = rest.split('"').next().unwrap_or_default();
+            found.push(name.rsplit('/').next().unwrap_or_default().to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_program_that_is_run_is_in_the_table_of_programs() {
+    let table = std::fs::read_to_string(workspace_dir().join("crates/host/programs.tsv")).unwrap();
+    let named: Vec<&str> = table.lines().filter_map(|line| line.split('\t').next()).collect();
+    // The guest's own, which no host needs; programs of tests that are not there, on purpose; and our own.
+    let elsewhere = |name: &str| name.starts_with("no-such-tool") || matches!(name, "" | "exe" | "banger");
+    let mut unknown = Vec::new();
+    for file in tracked_files().into_iter().filter(|f| f.extension().is_some_and(|e| e == "rs")) {
+        // This file has the words without programs behind them, and the guest is no host.
+        if file.ends_with("tests/house.rs") || file.starts_with(workspace_dir().join("crates/agent/src")) {
+            continue;
+        }
+        let started = started_by(&std::fs::read_to_string(&file).unwrap_or_default());
+        let missing = started.into_iter().filter(|name| !named.contains(&name.as_str()) && !elsewhere(name));
+        unknown.extend(missing.map(|name| format!("{}: {name}", file.display())));
+    }
+    assert_eq!(unknown, Vec::<String>::new(), "add them to crates/host/programs.tsv");
+}
+
+#[test]
+fn a_program_that_is_started_is_seen() {
+    let source = "let a = Command::new(\"git\").arg(\"x\"); Run::new(\"/sbin/e2fsck\"); programs::find(\"cc\")?; new(\"x\")";
+    assert_eq!(started_by(source), ["git", "e2fsck", "cc"]);
+}

@@ -118,7 +118,7 @@ fn in_a_group_of_its_own() {
         assert_eq!(read(&own.join("cpu.weight")), "200");
     }
     // And neither the daemon's own programs nor a doctor's look are in the way of its end
-    assert!(cage.probe(dir.path()).unwrap().has(Layer::Cgroup));
+    assert!(cage.probe().unwrap().has(Layer::Cgroup));
     let members: Vec<ProcessId> =
         inside().lines().map(|pid| ProcessId::of(pid.parse().unwrap()).unwrap().unwrap()).collect();
     let _released = shell.release();

@@ -121,7 +121,7 @@ fn ended(child: &mut Child) -> String {
 }
 
 /// `bangerd` beside our own executable, else the one in PATH.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name("bangerd"));
     beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from("bangerd"))
 }

@@ -82,13 +82,49 @@ fn why_the_daemon_cannot_start_is_our_own_error() {
     assert_eq!(place.run(&["run", "--", "true"]).status, 125);
     assert_eq!(place.run(&["exec", "web", "--", "true"]).status, 125);
 
+    // A trial needs the daemon. What is checked without it is said all the same.
+    let doctor = place.run(&["doctor", "--network", "--json"]);
+    assert_eq!(doctor.status, 1);
+    let failed =
+        json!({"name": "daemon", "status": "fail", "detail": "the database is corrupt", "hint": "move it"});
+    assert_eq!(doctor.json(), json!([failed]));
+    let shown = place.run(&["doctor", "--network"]);
+    assert!(shown.text().starts_with("fail  daemon       the database is corrupt\n"), "{}", shown.text());
+}
+
+#[test]
+fn doctor_asks_the_daemons_program_where_no_daemon_runs_and_starts_none() {
+    let place = Place::new();
+    place.bangerd(
+        r#"echo "$@" > "$BANGER_RUNTIME_DIR/../asked"
+echo '[{"name":"kvm","status":"ok","detail":"d","hint":null}]'"#,
+    );
+    let doctor = place.run(&["doctor", "--json"]);
+    assert_eq!(doctor.status, 0, "{}", doctor.stderr);
+    let checks = doctor.json();
+    assert_eq!(checks[0]["name"], "daemon");
+    assert!(checks[0]["detail"].as_str().unwrap().contains("does not run"), "{checks}");
+    assert_eq!(checks[1], json!({"name": "kvm", "status": "ok", "detail": "d", "hint": null}));
+    assert_eq!(fs::read_to_string(place.path("asked")).unwrap(), "--doctor\n");
+    // A program that says nothing is said.
+    place.bangerd("exit 3");
     let doctor = place.run(&["doctor", "--json"]);
     assert_eq!(doctor.status, 1);
-    assert_eq!(
-        doctor.json(),
-        json!([{"name": "daemon", "status": "fail", "detail": "the database is corrupt", "hint": "move it"}])
-    );
-    assert!(place.run(&["doctor"]).text().starts_with("fail  daemon       the database is corrupt\n"));
+    assert!(doctor.json()[0]["detail"].as_str().unwrap().contains("gave no checks"), "{}", doctor.text());
+}
+
+#[test]
+fn doctor_tells_a_daemon_of_another_version() {
+    let place = Place::new();
+    place.serve(|request, reply| match request.path.as_str() {
+        "/v1/doctor" => reply.json(&json!([])),
+        _ => reply
+            .json(&json!({"running": true, "pid": 7, "version": "0.0.1", "socket": "/s", "state_dir": "/d",
+                                "uptime_s": 1})),
+    });
+    let checks = place.run(&["doctor", "--json"]).json();
+    assert_eq!(checks[0]["status"], "warn");
+    assert!(checks[0]["hint"].as_str().unwrap().contains("banger daemon stop"), "{checks}");
 }
 
 #[test]

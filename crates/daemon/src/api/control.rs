@@ -2,11 +2,12 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use banger_model::Error;
 use banger_protocol::api::{Check, DaemonStatus};
+use serde::Deserialize;
 
 use super::App;
 use super::respond::Failure;
@@ -33,10 +34,23 @@ pub(crate) async fn stop(State(daemon): App) -> axum::Json<DaemonStatus> {
     axum::Json(DaemonStatus { running: false, ..status })
 }
 
+/// What to look at besides.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DoctorQuery {
+    /// Start a VM's network, and end it again.
+    #[serde(default)]
+    network: bool,
+}
+
 /// What works on this host and what does not.
-#[utoipa::path(get, path = "/v1/doctor", responses((status = 200, body = Vec<Check>)))]
-pub(crate) async fn doctor(State(daemon): App) -> axum::Json<Vec<Check>> {
-    axum::Json(doctor::run(&daemon.vms, &daemon.artifacts, &daemon.config, &daemon.dirs, &daemon.agent).await)
+#[utoipa::path(get, path = "/v1/doctor", params(DoctorQuery), responses((status = 200, body = Vec<Check>)))]
+pub(crate) async fn doctor(State(daemon): App, Query(asked): Query<DoctorQuery>) -> axum::Json<Vec<Check>> {
+    let mut checks = doctor::of_daemon(&daemon).await;
+    if asked.network {
+        checks.push(daemon.vms.try_network().await);
+    }
+    axum::Json(checks)
 }
 
 pub(crate) async fn no_such_route(uri: Uri) -> Response {

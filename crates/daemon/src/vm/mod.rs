@@ -44,7 +44,7 @@ mod teardown;
 pub(crate) mod warm;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +52,7 @@ use banger_model::{
     Accel, DriverChoice, DriverKind, Error, ErrorCode, LastError, NetworkMode, NetworkView, Result, Vm, VmId,
     VmState, VmView, resolve,
 };
+use banger_protocol::api::Check;
 use banger_store::Store;
 use banger_vmm::kvm::KvmStatus;
 use banger_vmm::{Cage, Choice, Driver, choose};
@@ -382,6 +383,21 @@ impl Vms {
     /// What VMs' programs run in, for `doctor`.
     pub(crate) fn cage(&self) -> Cage {
         self.cage.clone()
+    }
+
+    /// Starts and ends a VM's network, for `doctor`.
+    pub(crate) async fn try_network(self: &Arc<Self>) -> Check {
+        capability::try_network(self).await
+    }
+
+    /// Where the programs are that belong to this daemon, for `doctor`.
+    pub(crate) fn companions(&self) -> &Path {
+        &self.companions
+    }
+
+    /// What this host has, for `doctor`.
+    pub(crate) fn host(&self) -> Host {
+        self.host
     }
 
     /// The drivers, for `doctor`.

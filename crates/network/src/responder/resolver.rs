@@ -1,15 +1,12 @@
 //! Asks the host's name servers, which it reads anew for each query. Must never believe an answer to another query.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// As many as a resolver library asks (`MAXNS`, resolv.conf(5)).
-const SERVERS_MAX: usize = 3;
 /// How long one server may take to answer: resolvers in guests ask again after 5 s.
 const PATIENCE: Duration = Duration::from_millis(2200);
-const PORT: u16 = 53;
 /// A message's header (RFC 1035, 4.1.1).
 const HEADER: usize = 12;
 
@@ -25,7 +22,7 @@ pub(super) fn resolve(query: &[u8], transport: Transport, resolv: &Path) -> Opti
     if query.len() < HEADER || query.get(2)? & 0x80 != 0 {
         return None;
     }
-    let servers = name_servers(&crate::host::published(resolv));
+    let servers = crate::host::name_servers(crate::host::published(resolv).as_bytes());
     let mut why = "the host has no name server (/etc/resolv.conf)".to_owned();
     for server in servers {
         let asked = match transport {
@@ -38,25 +35,6 @@ pub(super) fn resolve(query: &[u8], transport: Transport, resolv: &Path) -> Opti
         }
     }
     failure(query, &why)
-}
-
-/// The `nameserver` lines of a resolv.conf(5).
-fn name_servers(text: &str) -> Vec<SocketAddr> {
-    let lines = text.lines().filter_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
-    });
-    lines.filter_map(address).take(SERVERS_MAX).collect()
-}
-
-/// An address, a link-local one with the interface behind a `%`.
-fn address(text: &str) -> Option<SocketAddr> {
-    let Some((address, interface)) = text.split_once('%') else {
-        return Some(SocketAddr::new(text.parse().ok()?, PORT));
-    };
-    let any = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok()?;
-    let scope = rustix::net::netdevice::name_to_index(&any, interface).ok()?;
-    Some(SocketAddrV6::new(address.parse().ok()?, PORT, 0, scope).into())
 }
 
 fn by_datagram(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
@@ -163,14 +141,6 @@ mod tests {
         query[11] = 1;
         query.extend([0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0]);
         query
-    }
-
-    #[test]
-    fn name_servers_are_read_as_resolvers_read_them() {
-        let text = "# nameserver 9.9.9.9\nsearch a\nnameserver 192.0.2.1\nnameserver\tfd00::1 # x\nnameserver nonsense\n\
-                    nameserver 127.0.0.53\nnameserver 192.0.2.4\n";
-        let found: Vec<String> = name_servers(text).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["192.0.2.1:53", "[fd00::1]:53", "127.0.0.53:53"]);
     }
 
     #[test]

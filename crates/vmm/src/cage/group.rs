@@ -117,7 +117,7 @@ impl Groups {
     pub fn make(&self, mark: &str, limits: Limits) -> Result<()> {
         let group = self.of(mark);
         make(&group).map_err(VmmError::file("make", &group))?;
-        let memory = (u64::from(limits.memory.0) << 20).saturating_add(BESIDE_GUEST);
+        let memory = limits.memory.to_bytes().saturating_add(BESIDE_GUEST);
         let weight = (WEIGHT * limits.vcpu.max(1)).min(WEIGHT_MAX);
         let mut files = vec![
             ("memory.max", memory.to_string()),

@@ -141,20 +141,18 @@ impl Cage {
     }
 
     /// Which layers hold on this host: builds a cage like a machine monitor's around a program that does nothing.
-    /// Blocks for some milliseconds.
+    /// Blocks for some milliseconds, and leaves nothing.
     ///
     /// # Errors
     /// When the builder is missing or fails, or a required layer does not hold.
-    pub fn probe(&self, scratch: &Path) -> Result<Security> {
+    pub fn probe(&self) -> Result<Security> {
         let Some(builder) = self.builder() else { return Ok(Security::default()) };
-        let log = scratch.join("cage-probe.log");
         let mark = format!("{NAME}-{}", std::process::id());
         let limits = Limits { memory: Mib(64), vcpu: 1 };
         let group =
             self.groups().map(|groups| groups.make(&mark, limits).map(|()| groups.of(&mark))).transpose()?;
-        let program = Standalone::new(builder, &log, scratch).args([inside::IDLE]);
+        let program = Standalone::new(builder, Path::new("/dev/null"), Path::new("/")).args([inside::IDLE]);
         let spawned = program.caged(self, Policy::nothing(mark)).spawn();
-        let _ = std::fs::remove_file(&log);
         // It ends with this.
         let found = spawned.map(|spawned| spawned.security().clone());
         group.map(|group| group::remove(&group)).transpose()?;

@@ -49,9 +49,12 @@ impl KvmStatus {
                  in a cloud VM, choose a type with nested virtualisation"
                     .to_owned(),
             ),
-            Self::NoPermission { group } => {
-                let group = group.as_deref().unwrap_or("kvm");
+            Self::NoPermission { group: Some(group) } if group != "root" => {
                 Some(format!("'sudo usermod -aG {group} $USER', then log out and in"))
+            }
+            // Nobody should become a member of root's own group for this.
+            Self::NoPermission { .. } => {
+                Some("let this user open it, until the next boot: 'sudo setfacl -m u:$USER:rw /dev/kvm'".to_owned())
             }
             Self::Emulated { .. } => Some(
                 "nothing is wrong with banger: without '--accel kvm' it uses QEMU's software emulation".to_owned(),

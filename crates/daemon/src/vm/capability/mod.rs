@@ -19,6 +19,7 @@ use super::handles::Handles;
 use super::snapshot::Snapshot;
 use super::start::Purpose;
 
+pub(super) use network::try_out as try_network;
 pub(super) use work_disk::has_homes;
 
 /// All of them. Hooks run in this order, undos in the reverse one.

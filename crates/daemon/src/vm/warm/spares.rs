@@ -132,7 +132,7 @@ impl Spares {
         wanted.extend(std::iter::repeat_n(latest, self.most.saturating_sub(wanted.len())).flatten());
         let mut left = free_memory / PART;
         wanted.retain(|id| {
-            let memory = named.get(id).map_or(u64::MAX, |t| u64::from(t.about.shape.memory.0) << 20);
+            let memory = named.get(id).map_or(u64::MAX, |t| t.about.shape.memory.to_bytes());
             let fits = memory <= left;
             left = if fits { left - memory } else { left };
             fits

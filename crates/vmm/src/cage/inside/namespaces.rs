@@ -34,7 +34,8 @@ pub(super) fn enter(hosts_network: bool) -> Result<Result<Entered, String>, Fata
     }
     // The host's name is none of its business.
     if let Err(error) = rustix::system::sethostname(b"cage") {
-        return Ok(Err(format!("the namespaces give no rights: {error}")));
+        let why = banger_host::user_namespaces::why_denied().why;
+        return Ok(Err(format!("user namespaces give no rights here ({error}): {why}")));
     }
     Ok(Ok(Entered))
 }
