@@ -1,6 +1,6 @@
 //! `banger doctor`: what it says of this host and of an installation, and that it changes neither.
 
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a helper of a test fails it by panicking")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
