@@ -32,10 +32,12 @@ pub enum NetworkError {
         looked: String,
     },
     /// passt ended before the guest could use it.
-    #[error("the network of VM {vm} could not be set up: passt does not answer{}", last_words(.log))]
+    #[error("the network of VM {vm} could not be set up with passt: {how}{}", last_words(.log))]
     DiedAtStart {
         /// The VM's id.
         vm: String,
+        /// How it ended, and what it missed in its sandbox.
+        how: String,
         /// The last lines of its log.
         log: String,
     },
@@ -74,7 +76,7 @@ impl From<NetworkError> for Error {
             NetworkError::CompanionMissing { .. } => Self::unavailable(message)
                 .with_hint("install banger again, or run without a network: '--network none'"),
             NetworkError::DiedAtStart { .. } => Self::new(ErrorCode::Unavailable, message).with_hint(
-                "a host that is offline has no network to give; '--network none' runs without one",
+                "'banger doctor --network' tries it and says more; '--network none' runs without one",
             ),
             NetworkError::Socket { .. } | NetworkError::Resolv { .. } => Self::internal(message),
             NetworkError::Process(inner) => inner.into(),

@@ -69,6 +69,19 @@ pub async fn check(program: &Path) -> Result<PasstInfo> {
     Ok(PasstInfo { program: program.to_owned(), version })
 }
 
+/// What passt's last words mean, where they name no file: the file or right that it missed.
+pub(crate) fn missed(log: &[String]) -> Option<String> {
+    let said = |words: &str| log.iter().any(|line| line.contains(words));
+    if said("mount tmpfs") {
+        return Some(format!("its sandbox lacks {MOUNTS_OVER}, where it mounts its own root"));
+    }
+    if said("user namespace") || said("Failed to sandbox process") {
+        let denied = banger_host::user_namespaces::why_denied();
+        return Some(format!("it may not make a user namespace of its own ({})", denied.why));
+    }
+    None
+}
+
 /// The build that passt would become by itself. It could not inside its cage, where nothing tells it that it has.
 pub(crate) fn build_for_this_host(program: &Path) -> PathBuf {
     let mut newer = program.as_os_str().to_owned();
@@ -109,4 +122,20 @@ pub(crate) fn arguments(fd: RawFd, host_access: bool) -> Vec<OsString> {
         args.push("--no-map-gw".into());
     }
     args.into_iter().map(OsString::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passt_missed_is_named_where_its_own_words_do_not() {
+        let missed = |line: &str| missed(&[line.to_owned()]);
+        // As it was seen with directories outside of /tmp.
+        assert!(missed("mount tmpfs: No such file or directory").unwrap().contains("lacks /tmp"));
+        assert!(
+            missed("Couldn't create user namespace: Operation not permitted").unwrap().contains("namespace")
+        );
+        assert_eq!(missed("Couldn't open PCAP file /x: No such file or directory"), None);
+    }
 }

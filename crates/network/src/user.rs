@@ -15,8 +15,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use crate::addresses::GuestAddresses;
 use crate::{NetworkError, Result, host, passt, probe};
 
-/// How long the first answer may take.
-const ANSWER: Duration = Duration::from_secs(5);
+/// When a passt that neither answers nor ends is given up. Its first answer takes milliseconds; on a host that is overloaded
+/// a thousand times it still arrives.
+const CEILING: Duration = Duration::from_secs(60);
+/// How long a passt that closed its socket may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(2);
 /// Lines of the log in an error.
 const LAST_WORDS: usize = 4;
 
@@ -91,20 +94,29 @@ impl UserNetwork {
         let program = passt::build_for_this_host(&spec.passt);
         let mut passt = Standalone::new(&program, &spec.log, dir).called(marked("passt", &spec.vm_id));
         let fd = passt.give(passt_side);
-        let died =
-            |log: Vec<String>| NetworkError::DiedAtStart { vm: spec.vm_id.to_string(), log: log.join("; ") };
+        let died = |how: String, log: Vec<String>| {
+            let missed = passt::missed(&log).map(|missed| format!("; {missed}")).unwrap_or_default();
+            let (vm, how) = (spec.vm_id.to_string(), how + &missed);
+            NetworkError::DiedAtStart { vm, how, log: log.join("; ") }
+        };
         let last_words = || console::tail_from(&spec.log, log_start, LAST_WORDS);
         // One that ends before we have looked at it has said why all the same.
         let passt = passt.args(passt::arguments(fd, spec.host_access));
         let passt = passt.caged(&spec.cage, passt_policy(&spec.vm_id)).spawn().map_err(|error| {
             let log = last_words();
-            if log.is_empty() { error.into() } else { died(log) }
+            if log.is_empty() { error.into() } else { died(error.to_string(), log) }
         })?;
         // Asked here, on the guard's side of it: the guest may be there already and would take the answer for its own.
         let addresses = GuestAddresses::of(&spec.vm_id);
-        match tokio::time::timeout(ANSWER, probe::gateway_answers(&guard_side, &addresses)).await {
-            Ok(Ok(())) => {}
-            _ => return Err(died(last_words())),
+        let answered = tokio::select! {
+            answered = probe::gateway_answers(&guard_side, &addresses) => answered.is_ok(),
+            () = passt.ended() => false,
+            () = tokio::time::sleep(CEILING) => false,
+        };
+        if !answered {
+            let ended = passt.post_mortem(LAST_BREATH, last_words).await;
+            let how = ended.map_or_else(|| "it does not answer".to_owned(), |how| format!("it ended: {how}"));
+            return Err(died(how, last_words()));
         }
 
         let mut responder =

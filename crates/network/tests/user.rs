@@ -238,7 +238,8 @@ async fn when_passt_or_the_guard_dies_the_others_do_not_stay() {
 async fn a_network_that_does_not_come_up_says_why_and_leaves_nothing() {
     let Some(bench) = Bench::new(6) else { return };
     let broken = bench.dir.path().join("passt");
-    std::fs::write(&broken, "#!/bin/sh\necho 'no such interface' >&2\nexit 1\n").unwrap();
+    std::fs::write(&broken, "#!/bin/sh\necho 'no such interface; cannot read /etc/passwd' >&2\nexit 7\n")
+        .unwrap();
     std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
     let spec = UserNetworkSpec { passt: broken, ..bench.spec(false) };
     let start = async |spec| UserNetwork::plan(spec).unwrap().0.start().await;
@@ -247,6 +248,10 @@ async fn a_network_that_does_not_come_up_says_why_and_leaves_nothing() {
         matches!(&error, NetworkError::DiedAtStart { log, .. } if log.contains("no such interface")),
         "{error}"
     );
+    // Its status, and which of the host's files its sandbox has not, are in the error.
+    let said = error.to_string();
+    assert!(said.contains("exit status 7"), "{said}");
+    assert!(said.contains("/etc/passwd is there on this host, but not in its sandbox"), "{said}");
     let missing = UserNetworkSpec { guard: "/nowhere/guard".into(), ..bench.spec(false) };
     assert!(start(missing).await.is_err());
     assert!(find_marked(&bench.id).unwrap().is_empty());

@@ -41,6 +41,17 @@ pub struct ChildExit {
     pub signal: Option<i32>,
 }
 
+impl std::fmt::Display for ChildExit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exit status {code}"),
+            (None, Some(libc::SIGSYS)) => f.write_str("SIGSYS: a system call that its sandbox forbids"),
+            (None, Some(signal)) => write!(f, "signal {signal}"),
+            (None, None) => f.write_str("an unknown status"),
+        }
+    }
+}
+
 /// The fields of `/proc/PID/stat` that we need.
 struct Stat {
     state: u8,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use banger_model::Security;
 
-use crate::cage::{self, Cage, Policy};
+use crate::cage::{self, Cage, Inside, Policy};
 use crate::process::{ChildExit, ProcessId, raw_pidfd, signal_pidfd, wait_pidfd, watch_fd};
 use crate::{Result, Signal, VmmError};
 
@@ -39,6 +39,7 @@ pub struct Spawned {
     process: ProcessId,
     pidfd: Option<OwnedFd>,
     security: Security,
+    inside: Inside,
 }
 
 impl Standalone {
@@ -124,7 +125,7 @@ impl Standalone {
                 .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
                 .env("LC_ALL", "C");
             let child = self.start(command, log).map_err(|source| self.failed(source))?;
-            return self.look_at(child.id(), Security::default());
+            return self.look_at(child.id(), (Security::default(), Inside::default()));
         };
         let builder = cage.builder().map(Path::to_owned).unwrap_or_default();
         let name = self.name.clone().unwrap_or_else(|| self.program.clone().into());
@@ -146,7 +147,7 @@ impl Standalone {
             let _ = child.wait();
         }
         match (pid, outcome) {
-            (Some(pid), Ok(security)) => self.look_at(pid, security),
+            (Some(pid), Ok(held)) => self.look_at(pid, held),
             (pid, outcome) => {
                 if let Some(pid) = pid {
                     end_child(pid);
@@ -191,16 +192,18 @@ impl Standalone {
     }
 
     /// The identity of a child of ours that nobody has reaped: its pid cannot be anybody else's yet.
-    fn look_at(&self, pid: u32, security: Security) -> Result<Spawned> {
+    fn look_at(&self, pid: u32, (security, inside): (Security, Inside)) -> Result<Spawned> {
         let pidfd = raw_pidfd(pid)?;
         match (ProcessId::of(pid)?, pidfd) {
-            (Some(process), Some(pidfd)) => Ok(Spawned { process, pidfd: Some(pidfd), security }),
+            (Some(process), Some(pidfd)) => Ok(Spawned { process, pidfd: Some(pidfd), security, inside }),
             _ => {
                 // It ended between exec and here. Reap it, and let its log speak.
                 let why = end_child(pid);
-                let said = crate::console::tail_from(&self.log, 0, 2).join("; ");
-                Err(self
-                    .failed(io::Error::other(format!("it ended at once ({why}); its last words: {said}"))))
+                let said = crate::console::tail_from(&self.log, 0, 2);
+                let missed = inside.explain(&said).into_iter().map(|line| format!("; {line}"));
+                let said = format!("; its last words: {}", said.join("; "));
+                let why = format!("it ended at once ({why}){}{said}", missed.collect::<String>());
+                Err(self.failed(io::Error::other(why)))
             }
         }
     }
@@ -237,8 +240,17 @@ impl Spawned {
         &self.security
     }
 
+    /// How it ended, and what it may have missed in its cage by the last lines of its `log`. `None`: it runs on after
+    /// `limit`, and is killed.
+    pub async fn post_mortem(mut self, limit: Duration, log: impl Fn() -> Vec<String>) -> Option<String> {
+        let inside = std::mem::take(&mut self.inside);
+        let exit = self.ended_within(limit).await?;
+        let missed = inside.explain(&log()).into_iter().map(|line| format!("; {line}"));
+        Some(format!("{exit}{}", missed.collect::<String>()))
+    }
+
     /// Waits for its end, and reaps nothing.
-    pub(crate) async fn ended(&self) {
+    pub async fn ended(&self) {
         let pidfd = self.pidfd.as_ref().map(OwnedFd::try_clone).and_then(std::result::Result::ok);
         let Some(Ok(pidfd)) = pidfd.map(watch_fd) else { return std::future::pending().await };
         // A pidfd becomes readable when its process ends.

@@ -58,12 +58,21 @@ pub(super) enum Access {
     Device,
 }
 
+/// A place that is missing in the cage, with the system's error number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LeftOut {
+    pub path: OsString,
+    pub errno: i32,
+}
+
 /// One line of the builder's answer. It ends with the start of the program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
     /// The pid that the program has outside.
     Pid(u32),
+    /// Places that the program does not get: what is not there, or not for this user.
+    LeftOut(Vec<LeftOut>),
     /// What holds around it.
     Caged(Security),
     /// A required layer does not hold.

@@ -16,6 +16,7 @@ use rustix::net::{
 };
 
 use super::description::{Access, Answer, Description, Place};
+use super::gaps::Inside;
 use super::lend::Lent;
 use super::{Cage, Policy, advice, libraries};
 use crate::{Result, VmmError};
@@ -41,6 +42,7 @@ pub(crate) struct Prepared {
 pub(crate) struct Reader {
     socket: OwnedFd,
     lent: Option<Lent>,
+    inside: Inside,
 }
 
 /// Writes down what is wanted.
@@ -67,6 +69,7 @@ pub(crate) fn describe(
         group: cage.groups.as_ref().map(|groups| groups.of(&policy.mark).into()).map_err(Clone::clone),
         required: cage.required().to_vec(),
     };
+    let inside = Inside::of(&description);
     let failed = |source: io::Error| VmmError::Spawn { program: program.to_owned(), source };
     let text = serde_json::to_vec(&description).map_err(|e| failed(e.into()))?;
     let memory = rustix::fs::memfd_create("cage", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
@@ -78,7 +81,7 @@ pub(crate) fn describe(
     };
     let (socket, answer) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|e| failed(e.into()))?;
-    Ok(Prepared { description: file.into(), answer, reader: Reader { socket, lent } })
+    Ok(Prepared { description: file.into(), answer, reader: Reader { socket, lent, inside } })
 }
 
 /// Everything the program gets, parents before children, and nothing twice.
@@ -109,16 +112,18 @@ fn places(policy: &Policy, program: &Path) -> Vec<Place> {
 
 /// Reads the answer to its end, which comes when the program runs or the builder has given up. The pid is of a child
 /// of ours, which is to be reaped whatever the result.
-pub(crate) fn report(program: &Path, reader: Reader) -> (Option<u32>, Result<Security>) {
+pub(crate) fn report(program: &Path, reader: Reader) -> (Option<u32>, Result<(Security, Inside)>) {
     let failed = |source: io::Error| VmmError::Spawn { program: program.to_owned(), source };
     let (lines, listener) = match read_all(&reader.socket) {
         Ok(heard) => heard,
         Err(error) => return (None, Err(failed(error))),
     };
+    let mut inside = reader.inside;
     let (mut pid, mut outcome) = (None, Err(failed(io::Error::other("its cage ended while it was built"))));
     for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(Answer::Pid(number)) => pid = Some(number),
+            Ok(Answer::LeftOut(places)) => inside.leave_out(places),
             Ok(Answer::Caged(security)) => outcome = Ok(security),
             Ok(Answer::Refused { layer, why }) => {
                 let hint = advice(layer);
@@ -143,7 +148,7 @@ pub(crate) fn report(program: &Path, reader: Reader) -> (Option<u32>, Result<Sec
         }
         _ => {}
     }
-    (pid, outcome)
+    (pid, outcome.map(|security| (security, inside)))
 }
 
 /// All that is said, and the descriptor that comes with it, if one does.
@@ -211,7 +216,8 @@ mod tests {
         let mut writer = File::from(writer);
         writer.write_all(b"{\"pid\":17}\n").unwrap();
         drop(writer);
-        let (pid, outcome) = report(Path::new("/p"), Reader { socket, lent: None });
+        let (pid, outcome) =
+            report(Path::new("/p"), Reader { socket, lent: None, inside: Inside::default() });
         assert_eq!(pid, Some(17));
         assert!(outcome.unwrap_err().to_string().contains("cage"));
     }

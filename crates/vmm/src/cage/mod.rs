@@ -6,6 +6,7 @@
 
 mod advice;
 mod description;
+mod gaps;
 pub mod group;
 pub mod inside;
 mod launch;
@@ -19,6 +20,7 @@ use banger_model::{Layer, Mib, Security};
 use serde::{Deserialize, Serialize};
 
 pub use advice::advice;
+pub(crate) use gaps::Inside;
 use group::{Groups, Limits};
 pub(crate) use launch::{describe, report};
 

@@ -230,6 +230,7 @@ async fn is(api: &mut Api, wanted: State) -> std::result::Result<(), Failed> {
 async fn explain(spec: &MachineSpec, spawned: Spawned, words: &Words, failed: Failed) -> VmmError {
     let vm = spec.name.to_string();
     let Failed { call, error } = failed;
+    let said = || console::tail_from(&words.log(), words.log_start, LAST_WORDS);
     let ended = match &error {
         ApiError::Refused(message) => {
             return VmmError::RefusedAtStart { vm, call, message: message.clone() };
@@ -237,16 +238,10 @@ async fn explain(spec: &MachineSpec, spawned: Spawned, words: &Words, failed: Fa
         ApiError::Late(seconds) => {
             return VmmError::Timeout { vm, what: "answer", seconds: *seconds };
         }
-        ApiError::Closed(_) | ApiError::Garbled(_) => spawned.ended_within(LAST_BREATH).await,
+        ApiError::Closed(_) | ApiError::Garbled(_) => spawned.post_mortem(LAST_BREATH, said).await,
     };
-    let Some(exit) = ended else {
+    let Some(status) = ended else {
         return VmmError::Control { vm, command: call, message: error.to_string() };
     };
-    let status = match (exit.code, exit.signal) {
-        (Some(code), _) => format!("exit status {code}"),
-        (_, Some(signal)) => format!("signal {signal}"),
-        _ => "status unknown".to_owned(),
-    };
-    let log = console::tail_from(&words.log(), words.log_start, LAST_WORDS).join("; ");
-    VmmError::DiedAtStart { vm, status, log }
+    VmmError::DiedAtStart { vm, status, log: said().join("; ") }
 }

@@ -179,16 +179,9 @@ pub(super) fn adopt(handle: &MachineHandle) -> Result<Option<QemuMachine>> {
 /// Why QEMU did not greet us: most often because it has ended, and its log says why.
 async fn explain(spec: &MachineSpec, spawned: Spawned, words: &Words, error: QmpError) -> VmmError {
     let vm = spec.name.to_string();
-    let said = || console::tail_from(&words.log(), words.log_start, LAST_WORDS).join("; ");
-    match spawned.ended_within(LAST_BREATH).await {
-        Some(exit) => {
-            let status = match (exit.code, exit.signal) {
-                (Some(code), _) => format!("exit status {code}"),
-                (_, Some(signal)) => format!("signal {signal}"),
-                _ => "status unknown".to_owned(),
-            };
-            VmmError::DiedAtStart { vm, status, log: said() }
-        }
+    let said = || console::tail_from(&words.log(), words.log_start, LAST_WORDS);
+    match spawned.post_mortem(LAST_BREATH, said).await {
+        Some(status) => VmmError::DiedAtStart { vm, status, log: said().join("; ") },
         None if matches!(error, QmpError::Late(_)) => {
             VmmError::Timeout { vm, what: "greet us", seconds: qmp::ANSWER.as_secs() }
         }

@@ -108,7 +108,11 @@ fn become_caged(description: &Description, answer: &mut File) -> Result<(), Fata
                 let made = description.tap.as_ref().map(tap::make).transpose();
                 packets =
                     made.map_err(during("make a tap device (is /dev/net/tun there, and for this user?)"))?;
-                cage.tell(Layer::Root, root::change(description)?);
+                let changed = root::change(description)?;
+                if let Ok(left_out) = &changed {
+                    say(answer, &Answer::LeftOut(left_out.clone()));
+                }
+                cage.tell(Layer::Root, changed.map(drop));
             }
         }
     } else {

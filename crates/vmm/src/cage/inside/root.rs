@@ -12,7 +12,7 @@ use rustix::mount::{
     UnmountFlags,
 };
 
-use super::super::description::{Access, Description};
+use super::super::description::{Access, Description, LeftOut};
 use super::{Fatal, during};
 
 /// Where the new root is put until it is one. Any directory will do: it is private to us by now.
@@ -25,14 +25,16 @@ struct Piece {
     directory: bool,
 }
 
-/// Changes the root. What the host refuses before the change leaves the old one, with the reason.
-pub(super) fn change(description: &Description) -> Result<Result<(), String>, Fatal> {
-    let prepared = match prepare(description) {
+/// Changes the root, and says which places are not in it. What the host refuses before the change leaves the old one, with
+/// the reason.
+pub(super) fn change(description: &Description) -> Result<Result<Vec<LeftOut>, String>, Fatal> {
+    let mut left_out = Vec::new();
+    let prepared = match prepare(description, &mut left_out) {
         Ok(prepared) => prepared,
         Err((what, error)) => return Ok(Err(format!("{what}: {error}"))),
     };
     enter(&prepared, description).map_err(during("enter its root directory"))?;
-    Ok(Ok(()))
+    Ok(Ok(left_out))
 }
 
 type Refusal = (&'static str, io::Error);
@@ -42,12 +44,12 @@ fn refused<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Refusal 
 }
 
 /// The new root, attached and filled, but nobody's root yet.
-fn prepare(description: &Description) -> Result<OwnedFd, Refusal> {
+fn prepare(description: &Description, left_out: &mut Vec<LeftOut>) -> Result<OwnedFd, Refusal> {
     // Nothing that we mount is seen outside, and nothing that is mounted outside later is seen here.
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(refused("mounts cannot be made private"))?;
     // All pieces before the stand is covered: one may lie below it.
-    let pieces = pieces(description).map_err(refused("a file cannot be mounted"))?;
+    let pieces = pieces(description, left_out).map_err(refused("a file cannot be mounted"))?;
     let root = empty().map_err(refused("no file system in memory"))?;
     for piece in &pieces {
         place(&root, piece).map_err(refused("a file cannot be mounted in the new root"))?;
@@ -65,17 +67,29 @@ fn prepare(description: &Description) -> Result<OwnedFd, Refusal> {
     Ok(root)
 }
 
-fn pieces(description: &Description) -> io::Result<Vec<Piece>> {
+fn pieces(description: &Description, left_out: &mut Vec<LeftOut>) -> io::Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     for wanted in &description.places {
         let path = PathBuf::from(&wanted.path);
-        // What is not there, or not for us, the program will miss and say so itself.
-        let Ok(meta) = std::fs::metadata(&path) else { continue };
+        // What is not there, or not for us, may be of no use to the program. If it is, our error will say so.
+        let mut leave = |errno: Option<i32>| {
+            left_out.push(LeftOut { path: wanted.path.clone(), errno: errno.unwrap_or(libc::ENOENT) });
+        };
+        let meta = match std::fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) => {
+                leave(error.raw_os_error());
+                continue;
+            }
+        };
         let deep = if meta.is_dir() { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | deep;
         let tree = match rustix::mount::open_tree(CWD, &path, flags) {
             Ok(tree) => tree,
-            Err(Errno::NOENT | Errno::ACCESS) => continue,
+            Err(error @ (Errno::NOENT | Errno::ACCESS)) => {
+                leave(Some(error.raw_os_error()));
+                continue;
+            }
             Err(error) => return Err(error.into()),
         };
         let more = match wanted.access {
