@@ -1,10 +1,10 @@
 //! Images and kernels as the daemon serves them: names, references, and the single flight that
 //! makes two who want the same missing thing wait for one build. The files are the image crate's.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use banger_host::programs::{self, Use};
 use banger_image::kernel::{BootFiles, KernelStore};
 use banger_image::{BuildSpec, BuiltImage, Context, DEFAULT_RELEASE, ImageFiles, Progress};
 use banger_model::{
@@ -14,6 +14,7 @@ use banger_protocol::api::{AvailableKernel, BuildImage, ImportImage, ImportKerne
 use banger_store::Store;
 use jiff::Timestamp;
 
+use crate::flight::{Flights, Turn};
 use crate::op::Op;
 use crate::startup::Dirs;
 use crate::vm::warm::needs;
@@ -39,7 +40,7 @@ pub(crate) struct Artifacts {
     cache: PathBuf,
     agent: PathBuf,
     templates: PathBuf,
-    flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    flights: Flights,
 }
 
 impl Artifacts {
@@ -53,7 +54,7 @@ impl Artifacts {
             cache: dirs.cache.clone(),
             agent,
             templates: dirs.state.templates(),
-            flights: Mutex::default(),
+            flights: Flights::default(),
         }
     }
 
@@ -116,6 +117,33 @@ impl Artifacts {
         Ok(found?.name)
     }
 
+    /// Whether there is an image of this name.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub(crate) fn has_image(&self, name: &ImageName) -> Result<bool> {
+        Ok(self.named(name)?.is_some())
+    }
+
+    /// Whether there is a kernel of this name.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn has_kernel(&self, name: &KernelName) -> Result<bool> {
+        Ok(self.kernels.list()?.iter().any(|kernel| kernel.name == *name))
+    }
+
+    /// Refuses to begin with an image or a kernel that this host has not the programs to make, and says which way is
+    /// open to it: in one error, before anything is downloaded.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub(crate) fn check_programs(&self, image: bool, kernel: bool) -> Result<()> {
+        let uses = [(image, Use::Image), (kernel, Use::Kernel)];
+        let uses: Vec<Use> = uses.into_iter().filter_map(|(wanted, of)| wanted.then_some(of)).collect();
+        programs::require(&uses).map_err(Into::into)
+    }
+
     /// The image that a reference means, building it when it is the default distribution's and absent.
     ///
     /// # Errors
@@ -150,7 +178,7 @@ impl Artifacts {
                 .with_hint("the only distribution is 'debian'; take others in with 'banger image import'"));
         }
         let name = request.name.clone().map_or_else(|| DEBIAN.parse(), Ok)?;
-        let _flight = self.flight(op, format!("image {name}")).await?;
+        let turn = self.flights.turn(op, &format!("image {name}")).await?;
         // Looked at again with the lock held: somebody else may have built it meanwhile.
         if existing == Existing::Keep
             && let Some(found) = self.named(&name)?
@@ -163,7 +191,7 @@ impl Artifacts {
             minimal: request.minimal,
         };
         let images = self.images.clone();
-        let built = self.job(op, "image", move |context| Ok(images.build(&spec, context)?)).await?;
+        let built = self.job(op, &turn, "image", move |context| Ok(images.build(&spec, context)?)).await?;
         op.step("publish", || false, async { self.publish(name, built, ImageSource::Build) }).await
     }
 
@@ -173,12 +201,12 @@ impl Artifacts {
     /// `already_exists`, `invalid_argument`, `unavailable`, `cancelled`.
     pub(crate) async fn import_image(&self, op: &Op, request: ImportImage) -> Result<Image> {
         let path = absolute(&request.path)?;
-        let _flight = self.flight(op, format!("image {}", request.name)).await?;
+        let turn = self.flights.turn(op, &format!("image {}", request.name)).await?;
         if self.named(&request.name)?.is_some() {
             return Err(taken("an image", "image", request.name.as_str()));
         }
         let images = self.images.clone();
-        let built = self.job(op, "image", move |context| Ok(images.import(&path, context)?)).await?;
+        let built = self.job(op, &turn, "image", move |context| Ok(images.import(&path, context)?)).await?;
         op.step("publish", || false, async { self.publish(request.name, built, ImageSource::Import) }).await
     }
 
@@ -248,6 +276,7 @@ impl Artifacts {
             let pull = "'banger kernel list --available' shows what can be pulled";
             return self.kernel(name.as_str()).map_err(|e| missing(e, "kernel", name.as_str(), pull));
         }
+        op.notice(format!("kernel '{name}' is not here yet: pulling it once, some 30 MB"));
         self.pull_kernel(op, PullKernel { name: name.clone(), force: false }).await
     }
 
@@ -256,9 +285,12 @@ impl Artifacts {
     /// # Errors
     /// `not_found`, `unavailable`, `cancelled`.
     pub(crate) async fn pull_kernel(&self, op: &Op, request: PullKernel) -> Result<Kernel> {
-        let _flight = self.flight(op, format!("kernel {}", request.name)).await?;
+        let turn = self.flights.turn(op, &format!("kernel {}", request.name)).await?;
         let kernels = self.kernels.clone();
-        self.job(op, "kernel", move |context| Ok(kernels.pull(&request.name, request.force, context)?)).await
+        self.job(op, &turn, "kernel", move |context| {
+            Ok(kernels.pull(&request.name, request.force, context)?)
+        })
+        .await
     }
 
     /// Takes in a kernel from a directory.
@@ -267,9 +299,9 @@ impl Artifacts {
     /// `already_exists`, `invalid_argument`, `unsupported`, `cancelled`.
     pub(crate) async fn import_kernel(&self, op: &Op, request: ImportKernel) -> Result<Kernel> {
         let path = absolute(&request.path)?;
-        let _flight = self.flight(op, format!("kernel {}", request.name)).await?;
+        let turn = self.flights.turn(op, &format!("kernel {}", request.name)).await?;
         let kernels = self.kernels.clone();
-        self.job(op, "kernel", move |context| Ok(kernels.import(&request.name, &path, context)?)).await
+        self.job(op, &turn, "kernel", move |context| Ok(kernels.import(&request.name, &path, context)?)).await
     }
 
     /// Deletes a kernel.
@@ -278,7 +310,7 @@ impl Artifacts {
     /// `busy` while VMs use it.
     pub(crate) async fn delete_kernel(&self, op: &Op, reference: &str) -> Result<Kernel> {
         let kernel = self.kernel(reference)?;
-        let _flight = self.flight(op, format!("kernel {}", kernel.name)).await?;
+        let _turn = self.flights.turn(op, &format!("kernel {}", kernel.name)).await?;
         let mut users = self.store.vms_with_kernel(&kernel.name)?;
         users.extend(needs(&self.templates).into_iter().filter(|n| n.2 == kernel.name).map(|n| n.0));
         if !users.is_empty() {
@@ -325,33 +357,20 @@ impl Artifacts {
         Ok(image)
     }
 
-    /// Waits for whoever makes the same thing now. The caller looks again afterwards: what a peer
-    /// made is as good as its own.
-    async fn flight(&self, op: &Op, key: String) -> Result<tokio::sync::OwnedMutexGuard<()>> {
-        let lock = {
-            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-            flights.entry(key.clone()).or_default().clone()
-        };
-        if let Ok(free) = lock.clone().try_lock_owned() {
-            return Ok(free);
-        }
-        op.stage("wait", format!("waiting for another operation on {key}"), None);
-        op.or_cancelled(async { Ok::<_, Error>(lock.lock_owned().await) }).await
-    }
-
     /// Runs a long synchronous job with its progress and cancellation joined to the operation.
     async fn job<T: Send + 'static>(
         &self,
         op: &Op,
-        stage: &'static str,
+        turn: &Turn,
+        kind: &'static str,
         work: impl FnOnce(&Context<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (op, cache_dir) = (op.clone(), self.cache.clone());
+        let (op, turn, cache_dir) = (op.clone(), turn.clone(), self.cache.clone());
         blocking(move || {
             let faults = op.stages();
             let progress = |p: Progress| {
                 faults.at(p.stage);
-                op.stage(stage, p.message, p.percent);
+                turn.show(&op, &format!("{kind}.{}", p.stage), &p.message, p.percent);
             };
             let cancelled = || op.check().is_err() || faults.must_end();
             faults.end(work(&Context { progress: &progress, cancelled: &cancelled, cache_dir }))

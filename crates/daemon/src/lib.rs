@@ -11,6 +11,7 @@ mod doctor;
 pub mod embedded;
 mod exec;
 mod fault;
+mod flight;
 mod migrations;
 mod op;
 mod operations;

@@ -21,6 +21,8 @@ pub(crate) const EVENT_BACKLOG: usize = 256;
 #[derive(Debug, Clone)]
 pub(crate) struct Op {
     inner: Arc<Inner>,
+    /// Whether its stages are shown.
+    shows: bool,
 }
 
 #[derive(Debug)]
@@ -84,13 +86,19 @@ impl Op {
             started_at: Timestamp::now(),
             clock: Mutex::new(clock),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), shows: true }
     }
 
     /// One of its own, for tests.
     #[cfg(test)]
     pub(crate) fn alone(events: Option<mpsc::Sender<Event>>) -> Self {
         Self::new("test", None, events, Operations::new(crate::fault::Faults::none()))
+    }
+
+    /// A handle for work beside what is shown: its stages are not shown, everything else is the same.
+    #[must_use]
+    pub(crate) fn beside(&self) -> Self {
+        Self { shows: false, ..self.clone() }
     }
 
     /// Its id.
@@ -167,6 +175,9 @@ impl Op {
 
     /// Begins a stage, or moves it on when the word is the same.
     pub(crate) fn stage(&self, stage: &str, message: impl Into<String>, percent: Option<u8>) {
+        if !self.shows {
+            return;
+        }
         let message = message.into();
         let mut clock = self.clock();
         let now = Instant::now();

@@ -1,5 +1,6 @@
 //! The programs that banger runs: where each is, and what to type when it is missing.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -79,6 +80,44 @@ impl From<Missing> for Error {
     }
 }
 
+/// Programs of the table that a host does not have.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("this host cannot make what VMs boot from: {}", listed(.missing))]
+pub struct SeveralMissing {
+    missing: Vec<&'static Program>,
+}
+
+impl SeveralMissing {
+    /// What to type: one command that installs all, or the way for a host whose distribution lacks one of them.
+    fn hint(&self, distribution: Option<Distribution>) -> String {
+        let packages = |of| self.missing.iter().map(|row| row.package(of)).collect::<Option<BTreeSet<_>>>();
+        if let Some(of) = distribution
+            && let Some(packages) = packages(of)
+        {
+            return of.install(&packages.into_iter().collect::<Vec<_>>().join(" "));
+        }
+        let lacks = |of| self.missing.iter().any(|row| row.uses.contains(&of));
+        let ways = [
+            (Use::Image, "'banger image import NAME FILE' takes a root file system (tar or squashfs)"),
+            (Use::Kernel, "'banger kernel import NAME DIR' takes a directory with vmlinuz and lib/modules"),
+        ];
+        let ways: Vec<&str> = ways.into_iter().filter(|(of, _)| lacks(*of)).map(|(_, way)| way).collect();
+        format!("bring it from elsewhere: {}", ways.join("; "))
+    }
+}
+
+impl From<SeveralMissing> for Error {
+    fn from(missing: SeveralMissing) -> Self {
+        let hint = missing.hint(Distribution::of_this_host());
+        Self::unavailable(missing.to_string()).with_hint(hint)
+    }
+}
+
+fn listed(missing: &[&Program]) -> String {
+    let sentences = missing.iter().map(|row| format!("{} is not installed, for {}", row.name, row.purpose));
+    sentences.collect::<Vec<_>>().join("; ")
+}
+
 /// All rows.
 #[must_use]
 pub fn all() -> &'static [Program] {
@@ -110,6 +149,17 @@ pub fn find_in(name: &str, search_path: Option<&OsStr>) -> Result<PathBuf, Missi
         .map(|dir| dir.join(name))
         .find(|file| file.is_absolute() && is_program(file))
         .ok_or_else(|| Missing { name: name.to_owned() })
+}
+
+/// Checks that all programs for some uses are there.
+///
+/// # Errors
+/// All that are missing.
+pub fn require(uses: &[Use]) -> Result<(), SeveralMissing> {
+    let wanted =
+        all().iter().filter(|row| row.kind == Kind::Program && row.uses.iter().any(|of| uses.contains(of)));
+    let missing: Vec<&Program> = wanted.filter(|row| find(row.name).is_err()).collect();
+    if missing.is_empty() { Ok(()) } else { Err(SeveralMissing { missing }) }
 }
 
 /// A command that runs a program of the table, found by [`find`].
@@ -255,6 +305,28 @@ mod tests {
         assert!(typed("mmdebstrap", Some(Distribution::Arch)).contains("banger image import"));
         assert!(typed("depmod", None).contains("Debian calls it kmod"));
         assert!(typed("no-such-thing", None).contains("no-such-thing"));
+    }
+
+    #[test]
+    fn all_that_a_host_lacks_is_said_at_once_with_the_way_that_is_open_to_it() {
+        let lacks = |names: &[&str]| SeveralMissing {
+            missing: names.iter().map(|name| get(name).unwrap()).collect(),
+        };
+        let both = lacks(&["mmdebstrap", "mksquashfs", "sqfstar", "dpkg-deb"]);
+        assert!(
+            both.to_string().contains("mmdebstrap is not installed, for building Debian images"),
+            "{both}"
+        );
+        assert_eq!(
+            both.hint(Some(Distribution::Debian)),
+            "sudo apt-get install dpkg mmdebstrap squashfs-tools"
+        );
+        // Fedora has no mmdebstrap: nothing that could be typed would help.
+        let hint = both.hint(Some(Distribution::Fedora));
+        assert!(hint.contains("banger image import") && hint.contains("banger kernel import"), "{hint}");
+        let hint = lacks(&["dpkg-deb"]).hint(None);
+        assert!(hint.contains("banger kernel import") && !hint.contains("image import"), "{hint}");
+        require(&[]).unwrap();
     }
 
     #[test]

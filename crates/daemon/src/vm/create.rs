@@ -52,6 +52,9 @@ impl Vms {
             shape.vcpu = 1;
         }
         let kernel = request.kernel.clone().unwrap_or_else(|| self.config.kernel.value.clone());
+        let (wants_image, wants_kernel) =
+            (template.is_none() && !self.artifacts.has_image(&image)?, !self.artifacts.has_kernel(&kernel)?);
+        self.artifacts.check_programs(wants_image, wants_kernel)?;
         let ensure_image = async {
             // A template's is the one it was booted from, whatever the name means now.
             Ok(match &template {
@@ -62,7 +65,10 @@ impl Vms {
                 }
             })
         };
-        let (image, kernel) = tokio::try_join!(ensure_image, self.artifacts.ensure_kernel(op, &kernel))?;
+        // The image takes longer, and its progress is the one that says how long.
+        let beside = if wants_image { op.beside() } else { op.clone() };
+        let ensure_kernel = self.artifacts.ensure_kernel(&beside, &kernel);
+        let (image, kernel) = tokio::try_join!(ensure_image, ensure_kernel)?;
         op.check()?;
         let mut vm = Vm {
             id: VmId::from_random(random_bytes()),

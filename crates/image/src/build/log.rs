@@ -11,21 +11,25 @@ pub(super) struct Step {
     pub(super) percent: Option<u8>,
 }
 
-/// mmdebstrap's announcements (its `info` lines), our stage, and what it does.
-const STAGES: [(&str, &str, &str); 7] = [
-    ("running apt-get update", "lists", "fetching the package lists"),
-    ("downloading packages", "download", "downloading the base system"),
-    ("extracting archives", "extract", "unpacking the base system"),
-    ("installing essential packages", "base", "installing the base system"),
-    ("installing remaining packages", "packages", "installing the packages"),
-    ("cleaning package lists", "clean", "cleaning up"),
-    ("creating tarball", "pack", "packing the image"),
+/// mmdebstrap's announcements (its `info` lines), our stage, what it does, and at how many percent of the whole build it
+/// begins. The percents are those of a build of the default image that took 54 s on two cores near a mirror, with more
+/// given to the downloads, which take longer elsewhere.
+const STAGES: [(&str, &str, &str, u8); 7] = [
+    ("running apt-get update", "lists", "fetching the package lists", 1),
+    ("downloading packages", "download", "downloading the base system", 6),
+    ("extracting archives", "extract", "unpacking the base system", 12),
+    ("installing essential packages", "base", "installing the base system", 20),
+    ("installing remaining packages", "packages", "installing the packages", 33),
+    ("cleaning package lists", "clean", "cleaning up", 82),
+    ("creating tarball", "pack", "packing the image", 84),
 ];
 
 /// Follows the lines.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     stage: Option<(&'static str, &'static str)>,
+    /// The percents of the whole build at which the stage begins and ends.
+    span: (u8, u8),
     packages: u32,
     /// Of the stage: each package is fetched (unless cached), unpacked and set up.
     fetched: u32,
@@ -38,11 +42,14 @@ impl Log {
     /// The step that this line tells of, if it tells of a new one.
     pub(super) fn line(&mut self, line: &str) -> Option<Step> {
         if let Some(said) = line.strip_prefix("I: ") {
-            let (_, stage, message) = STAGES.iter().find(|(prefix, ..)| said.starts_with(prefix))?;
+            let index = STAGES.iter().position(|(prefix, ..)| said.starts_with(prefix))?;
+            let (_, stage, message, begin) = STAGES.get(index)?;
+            let span = (*begin, STAGES.get(index + 1).map_or(100, |next| next.3));
             // The base system's count goes on: it is downloaded in one stage and installed in another.
             let packages = if *stage == "packages" { 0 } else { self.packages };
-            *self = Self { stage: Some((stage, message)), packages, ..Self::default() };
-            return Some(Step { stage, message, percent: None });
+            let shown = Some(*begin);
+            *self = Self { stage: Some((stage, message)), span, packages, shown, ..Self::default() };
+            return Some(Step { stage, message, percent: Some(*begin) });
         }
         let (stage, message) = self.stage?;
         self.count(line);
@@ -53,7 +60,9 @@ impl Log {
             "packages" => (self.fetched.max(self.unpacked) + self.unpacked + self.set_up, self.packages * 3),
             _ => return None,
         };
-        let percent = u8::try_from((done * 100).checked_div(of)?.min(100)).ok();
+        let (begin, end) = self.span;
+        let within = (done * u32::from(end - begin)).checked_div(of)?.min(u32::from(end - begin));
+        let percent = u8::try_from(within).ok().map(|within| begin + within);
         if percent <= self.shown {
             return None;
         }
@@ -145,31 +154,39 @@ mod tests {
 
     #[test]
     fn every_stage_is_one_of_those_that_are_told_of() {
-        let told: Vec<&str> = STAGES.iter().map(|(_, stage, _)| *stage).collect();
+        let told: Vec<&str> = STAGES.iter().map(|(_, stage, ..)| *stage).collect();
         assert_eq!(told, super::super::BUILD_STAGES[1..8]);
     }
 
     #[test]
-    fn progress_rises_within_a_stage_and_begins_anew_with_the_next() {
+    fn progress_rises_from_stage_to_stage_and_within_each() {
         let mut log = Log::default();
         assert_eq!(log.line("I: chroot architecture amd64 is equal"), None);
-        assert_eq!(log.line("I: downloading packages with apt...").unwrap().stage, "download");
-        assert_eq!(
-            log.line("0 upgraded, 4 newly installed, 0 to remove and 0 not upgraded."),
-            Some(step("download", 0))
-        );
-        assert_eq!(log.line("Get:1 mirror bookworm/main amd64 dash [1 kB]"), Some(step("download", 25)));
+        assert_eq!(log.line("I: downloading packages with apt..."), Some(step("download", 6)));
+        assert_eq!(log.line("0 upgraded, 4 newly installed, 0 to remove and 0 not upgraded."), None);
+        assert_eq!(log.line("Get:1 mirror bookworm/main amd64 dash [1 kB]"), Some(step("download", 7)));
         assert_eq!(log.line("nothing known"), None);
-        assert_eq!(log.line("I: installing essential packages...").unwrap().percent, None);
-        assert_eq!(log.line("Unpacking dash (1) ..."), Some(step("base", 12)));
-        log.line("I: installing remaining packages inside the chroot...");
+        assert_eq!(log.line("I: installing essential packages..."), Some(step("base", 20)));
+        assert_eq!(log.line("Unpacking dash (1) ..."), Some(step("base", 21)));
+        assert_eq!(
+            log.line("I: installing remaining packages inside the chroot...").unwrap().percent,
+            Some(33)
+        );
         log.line("0 upgraded, 1 newly installed, 0 to remove and 0 not upgraded.");
-        assert_eq!(log.line("Unpacking jq (1) ..."), Some(step("packages", 66)));
-        assert_eq!(log.line("Setting up jq (1) ..."), Some(step("packages", 100)));
+        assert_eq!(log.line("Unpacking jq (1) ..."), Some(step("packages", 65)));
+        assert_eq!(log.line("Setting up jq (1) ..."), Some(step("packages", 82)));
+        // More lines than packages do not lead into the next stage.
+        assert_eq!(log.line("Setting up jq (1) ..."), None);
+        assert_eq!(log.line("I: creating tarball..."), Some(step("pack", 84)));
+    }
+
+    #[test]
+    fn the_stages_are_in_the_order_of_their_percents() {
+        assert!(STAGES.is_sorted_by_key(|stage| stage.3));
     }
 
     fn step(stage: &'static str, percent: u8) -> Step {
-        let message = STAGES.iter().find(|(_, s, _)| *s == stage).unwrap().2;
+        let message = STAGES.iter().find(|(_, s, ..)| *s == stage).unwrap().2;
         Step { stage, message, percent: Some(percent) }
     }
 

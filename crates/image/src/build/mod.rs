@@ -111,7 +111,7 @@ pub(crate) fn build(spec: &BuildSpec, dir: WorkDir, ctx: &Context<'_>) -> Result
     space::require("the image build", &temp, Bytes(tree))?;
     space::require("the image", dir.path(), Bytes(image))?;
 
-    ctx.report("prepare", format!("preparing Debian {release}"), None);
+    ctx.report("prepare", format!("preparing Debian {release}"), Some(0));
     // The namespace's ids are not this user: they must be able to pass, not to read.
     let work = WorkDir::new(&temp, PREFIX, 0o711)?;
     let cache = Cache::open(&ctx.cache_dir, release)?;

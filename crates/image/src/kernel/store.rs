@@ -305,7 +305,7 @@ fn take_in(
 /// Resolves what the initramfs needs, and packs all modules for the guest.
 fn take_modules(work: &WorkDir, home: &Path, dir: &Path, release: &str, ctx: &Context<'_>) -> Result<()> {
     let boot = home.join(BOOT_MODULES);
-    ctx.report("modules", format!("packing the modules of {release}"), None);
+    ctx.report("modules", format!("packing the modules of {release}"), Some(80));
     // A tree of our own, since modules.dep is written into it: distributions make that file when they install.
     let tree = work.path().join("tree");
     let own = tree.join("lib/modules").join(release);
