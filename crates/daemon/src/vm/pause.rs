@@ -18,6 +18,11 @@ use crate::op::Op;
 
 /// How long a guest may take to stand still or to go on.
 const LIMIT: Duration = Duration::from_secs(5);
+/// How long a guest is asked to freeze, again and again. One that boots on a busy host may load modules for that long.
+const FREEZE_CEILING: Duration = Duration::from_secs(60);
+/// The least that a guest which could not be frozen gets to do what its processes waited for. It gets as long as the attempt
+/// took: a slow guest is slow at both.
+const FREEZE_PAUSE: Duration = Duration::from_millis(250);
 
 /// The names of a pause's steps.
 pub(super) fn pause_steps() -> Vec<String> {
@@ -209,9 +214,29 @@ impl Vms {
     }
 }
 
-/// Lets a guest's processes stand still, all but its agent.
+/// Freezes a guest's processes, all but its agent. A guest that cannot be frozen at this moment is asked again: a process
+/// of it may wait for another one that is frozen already, as any that opens an automount point waits for systemd, and
+/// goes on once all are thawed.
 pub(super) async fn freeze(live: &Live) -> Result<()> {
-    within(live, async |agent| Ok(agent.call(&Request::Freeze).await.map(drop)?)).await
+    let began = Instant::now();
+    loop {
+        let asked = Instant::now();
+        match freeze_once(live).await? {
+            Err(error) if error.code == ErrorCode::GuestFailed && began.elapsed() < FREEZE_CEILING => {
+                tracing::info!(vm = %live.machine().handle().name, %error, "the guest is asked to freeze again");
+                tokio::time::sleep(asked.elapsed().max(FREEZE_PAUSE)).await;
+            }
+            Err(error) if error.code == ErrorCode::GuestFailed => {
+                return Err(error.with_hint("wait until the guest's disk is idle, and try again"));
+            }
+            frozen => return frozen,
+        }
+    }
+}
+
+/// The inner result is the agent's own.
+async fn freeze_once(live: &Live) -> Result<Result<()>> {
+    within(live, async |agent| Ok(agent.call(&Request::Freeze).await.map(drop).map_err(Into::into))).await
 }
 
 /// Sets a guest's wall clock, then lets its processes go on if they stood still.
@@ -234,7 +259,7 @@ pub(super) async fn set_clock(live: &Live) -> Result<()> {
 }
 
 /// A request to the agent of a machine that may just have been halted.
-async fn within(live: &Live, ask: impl AsyncFnOnce(Session) -> Result<()>) -> Result<()> {
+async fn within<T>(live: &Live, ask: impl AsyncFnOnce(Session) -> Result<T>) -> Result<T> {
     let asked = async { ask(live.agent_halted().await?).await };
     match tokio::time::timeout(LIMIT, asked).await {
         Ok(answer) => answer,
