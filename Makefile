@@ -105,8 +105,15 @@ scenario-conformance:
 	$(SCENARIO) --workspace --test conformance -- guest --nocapture
 scenario-testkit:
 	$(SCENARIO) -p banger-testkit --lib --bins
+# Every second cell. All of them take 20 minutes: make matrix.
+scenario-crash_matrix:
+	BANGER_MATRIX_PART=half $(SCENARIO) -p banger-testkit --test crash_matrix
 scenario-%:
 	$(SCENARIO) -p banger-testkit --test $*
+
+.PHONY: matrix
+matrix: build ## every step of every operation with every fault, some 20 minutes
+	$(SCENARIO) -p banger-testkit --test crash_matrix -- --nocapture
 
 MINUTES ?= 10
 .PHONY: soak

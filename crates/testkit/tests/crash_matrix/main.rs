@@ -58,8 +58,11 @@ pub(crate) struct Found {
     pub(crate) wrong: Vec<String>,
 }
 
-/// All cells, by operation, in the order of the daemon's steps.
+/// All cells, by operation, in the order of the daemon's steps. With `BANGER_MATRIX_PART=half`, as `make test` has it, every
+/// second one: each step is reached, with two actions or so. `make matrix` runs all.
 fn cells() -> BTreeMap<String, VecDeque<Cell>> {
+    let half = std::env::var("BANGER_MATRIX_PART").is_ok_and(|part| part == "half");
+    let mut number = 0;
     let steps = Run::new(bin_dir().join("bangerd")).arg("--list-steps").go().ok();
     // `BANGER_MATRIX=delete` or `=start.launch` looks at these only.
     let wanted = std::env::var("BANGER_MATRIX").unwrap_or_default();
@@ -71,6 +74,10 @@ fn cells() -> BTreeMap<String, VecDeque<Cell>> {
         let actions = ["fail", "kill-before", "kill-after", "kill-vmm"];
         for action in actions.into_iter().filter(|a| *a != "kill-vmm" || has_machine(operation, step)) {
             let cell = Cell { operation: operation.to_owned(), step: step.to_owned(), action };
+            number += 1;
+            if half && number % 2 == 0 {
+                continue;
+            }
             all.entry(operation.to_owned()).or_default().push_back(cell);
         }
     }
