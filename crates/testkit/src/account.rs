@@ -79,20 +79,21 @@ fn make_of_suite() -> (Account, File) {
     (account, used)
 }
 
-/// Removes the suite's user and everything of it. Fails, with the reason, while another suite uses it.
+/// Removes the suite's user and everything of it, but for a user that another run of the suite uses. Says what it did.
 ///
 /// # Errors
-/// A sentence that says why it stays.
-pub fn remove_of_suite() -> Result<(), String> {
+/// A sentence that says what could not be removed.
+pub fn remove_of_suite() -> Result<String, String> {
+    let none = format!("there is no user {USER}");
     if !is_root() {
-        return Ok(());
+        return Ok(none);
     }
     let _making = lock("user.making", FlockOperation::LockExclusive).ok_or("the lock cannot be had")?;
     let Some(_used) = lock("user.used", FlockOperation::NonBlockingLockExclusive) else {
-        return Err(format!("the user {USER} stays: another run of the tests uses it"));
+        return Ok(format!("the user {USER} stays: another run of the tests uses it"));
     };
-    let Some(account) = find(USER) else { return Ok(()) };
-    remove(&account)
+    let Some(account) = find(USER) else { return Ok(none) };
+    remove(&account).map(|()| format!("removed the user {USER} and all that it had"))
 }
 
 /// Opens and locks a file that all runs of the suite on this machine share; `None` when others have the lock.
