@@ -63,6 +63,20 @@ fn invoker() -> Account {
     Account { name, uid, gid, groups: Vec::new(), home, runtime }
 }
 
+/// Gives a tree that was made by [`as_invoker`] to this thread's user.
+///
+/// # Panics
+/// When that is refused.
+pub fn give(tree: &Path) {
+    let owner = of_this_thread();
+    give_to(owner, tree);
+}
+
+pub(crate) fn give_to(owner: &Account, tree: &Path) {
+    let ids = format!("{}:{}", owner.uid, owner.gid);
+    Run::new("chown").args(["-R", "-h", &ids]).arg(tree).by_invoker().go().ok().done();
+}
+
 /// Makes sure of the suite's user, and keeps it from being removed as long as the file is open.
 fn make_of_suite() -> (Account, File) {
     let _making = lock("user.making", FlockOperation::LockExclusive).expect("the lock");

@@ -33,6 +33,8 @@ pub const HOMES: &str = "/home";
 pub const RUNTIMES: &str = "/run/user";
 /// Locks of the suite, and the cache of each user whose sandboxes root's suite uses.
 pub const SHARED: &str = "/var/cache/banger-tests";
+/// What gpg makes in a runtime directory when mmdebstrap asks it about keys, and leaves there.
+const GPG_SOCKETS: &str = "gnupg";
 /// How every sandbox's name begins.
 pub const SANDBOX_PREFIX: &str = "bt-";
 
@@ -61,7 +63,8 @@ pub const PLACES: &[Outside] = &[
     },
     Outside {
         place: "/run/user/<uid>",
-        what: "that user's runtime directory, as a login would have made it",
+        what: "that user's runtime directory, as a login would have made it; image builds let gpg leave empty directories \
+               in gnupg",
         until: "the removal of the user",
     },
     Outside {
@@ -193,7 +196,9 @@ fn strays(owner: &Account) -> Vec<String> {
         ["/tmp", "/var/tmp", "/dev/shm", "/run/lock"].map(Path::new).into_iter().chain([&*owner.runtime])
     {
         let all = entries(dir).into_iter();
-        let own = all.filter(|(_, entry)| entry.metadata().is_ok_and(|meta| meta.uid() == owner.uid));
+        let own = all.filter(|(name, entry)| {
+            name != GPG_SOCKETS && entry.metadata().is_ok_and(|meta| meta.uid() == owner.uid)
+        });
         wrong.extend(own.map(|(_, entry)| format!("{} is {}'s", entry.path().display(), owner.name)));
     }
     let others = entries(&owner.home).iter().any(|(name, _)| name.starts_with(SANDBOX_PREFIX));

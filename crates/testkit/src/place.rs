@@ -93,9 +93,6 @@ impl Directories {
     }
 
     fn below_tmp(root: PathBuf) -> Self {
-        // passt gives root up for nobody, and must still reach its VM's socket directory; the private ones are inside.
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o711)).expect("its mode");
         Self {
             home: root.join("home"),
             state: root.join("state"),

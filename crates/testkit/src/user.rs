@@ -51,8 +51,7 @@ impl OrdinaryUser {
 
     /// Gives the user a tree that root made.
     pub fn owns(&self, dir: &Path) {
-        let owner = format!("{}:{}", self.account.uid, self.account.gid);
-        Run::new("chown").args(["-R", &owner]).arg(dir).by_invoker().go().ok().done();
+        account::give_to(&self.account, dir);
     }
 
     /// A program run by this user, at home, with a login's environment.

@@ -33,6 +33,17 @@ fn two_first_runs_at_once_make_everything_once() {
 }
 
 #[test]
+fn a_kernel_and_an_image_are_made_from_nothing() {
+    let sandbox = Sandbox::empty();
+    let build = ["image", "build", "debian", "--name", "small", "--minimal"];
+    sandbox.banger(build).within(LONG).go().ok().done();
+    let run = ["run", "--rm", "--image", "small", "--network", "none", "--", "cat", "/etc/os-release"];
+    let out = sandbox.banger(run).within(LONG).go().ok();
+    assert!(out.text().contains("ID=debian"), "{out}");
+    sandbox.no_vm_is_left();
+}
+
+#[test]
 fn an_ordinary_user_without_any_capability_can_do_it_all() {
     skip_unless!(is_root(), "making a user needs root");
     let user = OrdinaryUser::make();
