@@ -25,7 +25,7 @@ AGENT_FLAGS := $(RUSTFLAGS) -C target-feature=+crt-static
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: setup
 setup: ## install what running, building and testing need
@@ -95,10 +95,30 @@ LAST := zz_nothing_left
 FILES := $(shell cd crates/testkit/tests && ls -d *.rs */main.rs | sed 's,/main.rs,,; s,\.rs$$,,')
 SCENARIOS := $(LONGEST) $(filter-out $(LONGEST) $(LAST),$(FILES)) conformance testkit
 
-.PHONY: run-scenarios
+# Where the directories of sandboxes lie (crates/testkit/src/place.rs): all scenarios run in a user's home, and these, by file
+# and test, in the other places as well: a path that is long, or odd, or short enough to hide a mistake.
+PLACES := tmp deep space
+IN_ALL_PLACES := \
+	contract/the_daemon_starts_by_itself_is_one_and_describes_itself \
+	exec/the_guest_commands_status_is_ours \
+	first_run/a_kernel_and_an_image_are_made_from_nothing \
+	fork/a_fork_goes_on_from_there_as_a_machine_of_its_own \
+	fork/a_vm_goes_back_to_any_moment_that_was_kept \
+	lifecycle/files_and_sockets_are_private_from_birth \
+	lifecycle/vms_outlive_the_daemon_and_another_daemon_finds_them \
+	network/a_guest_reaches_the_outside_and_never_the_hosts_loopback_unless_asked \
+	warm/a_saved_template_is_what_was_saved \
+	workspace/what_the_guest_did_comes_back_as_a_patch_that_makes_the_same_tree \
+	workspace_out/a_change_is_applied_merged_or_put_on_a_branch_and_the_host_s_own_work_is_safe
+
+.PHONY: run-scenarios clean-user
 run-scenarios:
-	@status=0; $(SIDE_BY_SIDE) --keep-going $(SCENARIOS:%=scenario-%) $(AND) || status=$$?; \
+	@trap 'status=$$?; $(MAKE) --no-print-directory clean-user || status=$$?; exit $$status' EXIT; status=0; \
+	$(SIDE_BY_SIDE) --keep-going $(SCENARIOS:%=scenario-%) $(PLACES:%=place-%) $(AND) || status=$$?; \
 	$(MAKE) --no-print-directory scenario-$(LAST) && exit $$status
+
+clean-user: ## remove the user that root's test runs make
+	@$(CARGO) test --locked --quiet -p banger-testkit --test $(LAST) -- --ignored --nocapture
 
 SCENARIO := BANGER_BIN_DIR='$(BIN)' $(CARGO) test --locked
 scenario-conformance:
@@ -110,6 +130,9 @@ scenario-crash_matrix:
 	BANGER_MATRIX_PART=half $(SCENARIO) -p banger-testkit --test crash_matrix
 scenario-%:
 	$(SCENARIO) -p banger-testkit --test $*
+place-%:
+	BANGER_TEST_PLACE=$* $(SCENARIO) -p banger-testkit \
+		$(addprefix --test ,$(sort $(patsubst %/,%,$(dir $(IN_ALL_PLACES))))) -- --exact $(notdir $(IN_ALL_PLACES))
 
 .PHONY: matrix
 matrix: build ## every step of every operation with every fault, some 20 minutes

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::bin_dir;
 use crate::leaks::Scope;
 
 /// What it takes to ask an installation.
@@ -18,12 +19,11 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// One for this command, if it is a banger.
-    pub(crate) fn of(command: &Command) -> Option<Self> {
-        let environment: Vec<(OsString, OsString)> =
+    /// One for this command of an installation with this state directory.
+    pub(crate) fn of(command: &Command, state: PathBuf) -> Self {
+        let environment =
             command.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
-        let state = environment.iter().find(|(key, _)| key == "BANGER_STATE_DIR")?.1.clone().into();
-        Some(Self { banger: command.get_program().to_owned(), environment, state })
+        Self { banger: bin_dir().join("banger").into_os_string(), environment, state }
     }
 
     /// What the VMs say, and what their processes do.

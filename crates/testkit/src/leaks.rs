@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::tree;
+use crate::{as_invoker, tree};
 
 /// What kind of thing was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,16 +80,18 @@ impl Scope {
         self.markers.iter().any(|m| !m.is_empty() && bytes.windows(m.len()).any(|w| w == m.as_bytes()))
     }
 
-    /// Looks around.
+    /// Looks around, with the rights of who runs the suite.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let mut all = self.processes();
-        all.extend(self.sockets());
-        all.extend(self.mounts());
-        all.extend(self.loops());
-        all.extend(interfaces());
-        all.extend(tables());
-        all.extend(self.files());
+        as_invoker(|| {
+            all.extend(self.sockets());
+            all.extend(self.mounts());
+            all.extend(self.loops());
+            all.extend(interfaces());
+            all.extend(tables());
+            all.extend(self.files());
+        });
         Snapshot(all.into_iter().map(|t| ((t.kind, t.key.clone()), t)).collect())
     }
 
@@ -97,6 +99,10 @@ impl Scope {
     /// such a one and were never waited for.
     #[must_use]
     pub fn processes(&self) -> Vec<Thing> {
+        as_invoker(|| self.all_processes())
+    }
+
+    fn all_processes(&self) -> Vec<Thing> {
         let own = std::process::id();
         let (mut found, mut ended) = (Vec::new(), Vec::new());
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {

@@ -12,6 +12,7 @@
     reason = "a fixture that cannot do its part fails the test that uses it"
 )]
 
+pub mod account;
 pub mod apt;
 pub mod bare;
 mod clock;
@@ -20,9 +21,13 @@ pub mod dns;
 mod evidence;
 pub mod fake;
 pub mod guests;
+pub mod habitat;
+mod identity;
 pub mod leaks;
 pub mod measure;
 pub mod outside;
+mod place;
+mod programs;
 pub mod random;
 pub mod repo;
 pub mod run;
@@ -34,8 +39,10 @@ pub mod truth;
 pub mod user;
 pub mod wait;
 
+pub use identity::{as_invoker, become_user, is_root, root_is_the_subject};
+pub use programs::bin_dir;
 pub use run::{Feed, Output, Run, Running};
-pub use sandbox::{Sandbox, Vm, bin_dir, test_run, workspace_dir};
+pub use sandbox::{Sandbox, Vm, test_run, workspace_dir};
 pub use seed::Seed;
 
 /// Ends a scenario early, saying why, when this host cannot run it.
@@ -47,10 +54,4 @@ macro_rules! skip_unless {
             return;
         }
     };
-}
-
-/// Whether the tests run as root.
-#[must_use]
-pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::thread::LinkNameSpaceType;
 
-use crate::{Run, dns};
+use crate::{Run, as_invoker, dns};
 
 /// The outside's address, from a block reserved for documentation (RFC 5737).
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
@@ -34,7 +34,7 @@ impl World {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let world = Self { host: format!("bth{unique}"), outside: format!("bto{unique}") };
-        let ip = |line: &str| Run::new("ip").args(line.split(' ')).go().ok().done();
+        let ip = |line: &str| Run::new("ip").args(line.split(' ')).by_invoker().go().ok().done();
         let (host, outside) = (&world.host, &world.outside);
         ip(&format!("netns add {host}"));
         ip(&format!("netns add {outside}"));
@@ -44,7 +44,7 @@ impl World {
             ip(&format!("-n {space} link set lo up"));
             ip(&format!("-n {space} link set eth0 up"));
         }
-        std::fs::create_dir_all(format!("/etc/netns/{host}")).expect("a directory");
+        as_invoker(|| std::fs::create_dir_all(format!("/etc/netns/{host}"))).expect("a directory");
         world.plug_in();
         serve_text(bind_in(outside, OUTSIDE, 8080), "hello from outside");
         let names = within(outside, || UdpSocket::bind((OUTSIDE, 53)).expect("port 53 outside is free"));
@@ -68,13 +68,13 @@ impl World {
     }
 
     fn ip(&self, line: &str) {
-        Run::new("ip").args(["-n", &self.host]).args(line.split(' ')).go().ok().done();
+        Run::new("ip").args(["-n", &self.host]).args(line.split(' ')).by_invoker().go().ok().done();
     }
 
     /// `ip netns exec` puts this file in the place of /etc/resolv.conf. It is written in place: another file of that
     /// name would not be seen by what runs already.
     fn write_resolv_conf(&self, text: &str) {
-        std::fs::write(format!("/etc/netns/{}/resolv.conf", self.host), text).expect("a file");
+        as_invoker(|| std::fs::write(format!("/etc/netns/{}/resolv.conf", self.host), text)).expect("a file");
     }
 
     /// The command prefix that runs something on "the host".
@@ -92,9 +92,9 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         for space in [&self.host, &self.outside] {
-            let _ = Run::new("ip").args(["netns", "delete", space]).go();
+            let _ = Run::new("ip").args(["netns", "delete", space]).by_invoker().go();
         }
-        let _ = std::fs::remove_dir_all(format!("/etc/netns/{}", self.host));
+        let _ = as_invoker(|| std::fs::remove_dir_all(format!("/etc/netns/{}", self.host)));
     }
 }
 
@@ -102,16 +102,19 @@ impl Drop for World {
 /// namespace in which it was made.
 fn within<T: Send>(space: &str, make: impl FnOnce() -> T + Send) -> T {
     let file = std::fs::File::open(format!("/run/netns/{space}")).expect("the namespace");
-    std::thread::scope(|scope| {
-        let made = scope.spawn(move || {
-            rustix::thread::move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(&file),
-                Some(LinkNameSpaceType::Network),
-            )
-            .expect("root may enter it");
-            make()
-        });
-        made.join().expect("it could be made there")
+    // A thread has the identity of the one that starts it.
+    as_invoker(|| {
+        std::thread::scope(|scope| {
+            let made = scope.spawn(move || {
+                rustix::thread::move_into_link_name_space(
+                    std::os::fd::AsFd::as_fd(&file),
+                    Some(LinkNameSpaceType::Network),
+                )
+                .expect("root may enter it");
+                make()
+            });
+            made.join().expect("it could be made there")
+        })
     })
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{Output, Run};
+use crate::{Output, Run, as_invoker, workspace_dir};
 
 /// A repository on the host.
 #[derive(Debug)]
@@ -32,6 +32,29 @@ impl Repo {
         fs::write(dir.join(std::ffi::OsStr::from_bytes(b"odd-\xff-name")), "odd\n").expect("an odd name");
         repo.write("Makefile", b"test:\n\t./check.sh\n");
         repo.commit("second");
+        repo
+    }
+
+    /// The files of this project, as they are in the checkout, in one commit. The checkout itself may be another user's, in
+    /// whose repositories git does not work.
+    #[must_use]
+    pub fn of_this_project(dir: &Path) -> Self {
+        let from = workspace_dir();
+        let list =
+            git(&from).args(["-c", "safe.directory=*", "ls-files", "-z"]).by_invoker().go().ok().stdout;
+        for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            let name = Path::new(std::str::from_utf8(name).expect("our names are text"));
+            let (source, target) = (from.join(name), dir.join(name));
+            let read = || Some((fs::read(&source).ok()?, fs::metadata(&source).ok()?.permissions()));
+            // One that is deleted and not yet committed is still listed.
+            let Some((bytes, mode)) = as_invoker(read) else { continue };
+            fs::create_dir_all(target.parent().expect("a directory")).expect("a directory");
+            fs::write(&target, bytes).expect("a file");
+            fs::set_permissions(&target, mode).expect("its mode");
+        }
+        let repo = Self::at(dir);
+        repo.git(&["init", "--quiet", "--initial-branch=main"]).ok().done();
+        repo.commit("this project");
         repo
     }
 

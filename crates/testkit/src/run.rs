@@ -3,13 +3,13 @@
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::evidence::Witness;
-use crate::wait;
+use crate::{as_invoker, wait};
 
 /// What a program finds on its stdin.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct Run {
     command: Command,
     feed: Feed,
     timeout: Duration,
+    by_invoker: bool,
+    state: Option<PathBuf>,
 }
 
 impl Run {
@@ -35,7 +37,7 @@ impl Run {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        Self { command, feed: Feed::Null, timeout: Duration::from_secs(60) }
+        Self { command, feed: Feed::Null, timeout: Duration::from_secs(60), by_invoker: false, state: None }
     }
 
     /// Adds an argument.
@@ -73,10 +75,24 @@ impl Run {
         self
     }
 
-    /// Runs it as somebody else; without root that is all it takes to have no capability.
+    /// Runs it as somebody else, which needs root; without root that is all it takes to have no capability.
     #[must_use]
     pub fn user(mut self, uid: u32, gid: u32) -> Self {
         self.command.uid(uid).gid(gid);
+        self.by_invoker()
+    }
+
+    /// Runs it as the user who runs the suite, whatever this thread is by now: for what only root may do.
+    #[must_use]
+    pub fn by_invoker(mut self) -> Self {
+        self.by_invoker = true;
+        self
+    }
+
+    /// Says whose state directory to look at when it does not end: it is a banger.
+    #[must_use]
+    pub(crate) fn of_installation(mut self, state: PathBuf) -> Self {
+        self.state = Some(state);
         self
     }
 
@@ -95,8 +111,12 @@ impl Run {
     }
 
     /// The bare command, for those who want its descriptors for themselves.
+    ///
+    /// # Panics
+    /// When it is to be run as another user, which a bare command does not know.
     #[must_use]
     pub fn into_command(self) -> Command {
+        assert!(!self.by_invoker, "{} is to be run as another user", shown(&self.command));
         self.command
     }
 
@@ -104,10 +124,12 @@ impl Run {
     #[must_use]
     pub fn start(mut self) -> Running {
         let shown = shown(&self.command);
-        let witness = Witness::of(&self.command);
+        let witness = self.state.map(|state| Witness::of(&self.command, state));
         let stdin = if matches!(self.feed, Feed::Null) { Stdio::null() } else { Stdio::piped() };
         self.command.process_group(0).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.command.spawn().unwrap_or_else(|e| panic!("cannot run {shown}: {e}"));
+        let spawned =
+            if self.by_invoker { as_invoker(|| self.command.spawn()) } else { self.command.spawn() };
+        let mut child = spawned.unwrap_or_else(|e| panic!("cannot run {shown}: {e}"));
         let stdout = Pipe::drain(child.stdout.take().expect("stdout is piped"));
         let stderr = Pipe::drain(child.stderr.take().expect("stderr is piped"));
         let mut silent = None;
@@ -165,7 +187,7 @@ impl Running {
     /// Sends it a signal, to it alone.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).expect("the program runs");
+        as_invoker(|| rustix::process::kill_process(pid, signal)).expect("the program runs");
     }
 
     /// What it wrote to stdout so far.
@@ -236,7 +258,7 @@ impl Running {
     fn end(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
             let group = rustix::process::Pid::from_child(&self.child);
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = as_invoker(|| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
             let _ = self.child.wait();
         }
     }

@@ -1,34 +1,18 @@
 //! A throw-away installation of banger: its own state, sockets, configuration and caches, the real
 //! binaries, and at its end the proof that nothing is left.
 //!
-//! Owns one directory below `/tmp` whose name marks everything that belongs to it. Must never see
+//! Owns the directories of [`crate::place`], whose name marks everything that belongs to it. Must never see
 //! another installation, nor end a process that does not carry its mark.
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::clock::OwnClock;
 use crate::leaks::{Kind, Scope, Snapshot, Thing, list};
-use crate::{Output, Run, Seed, tree, wait};
-
-/// The directory of the binaries under test: `BANGER_BIN_DIR`, else what `make` builds.
-///
-/// # Panics
-/// When there is no `banger` in it.
-#[must_use]
-pub fn bin_dir() -> PathBuf {
-    let usual = || workspace_dir().join("target/banger");
-    let dir = std::env::var_os("BANGER_BIN_DIR").map_or_else(usual, PathBuf::from);
-    assert!(
-        dir.join("banger").exists(),
-        "no banger in {}: run `make build` or set BANGER_BIN_DIR",
-        dir.display()
-    );
-    dir
-}
+use crate::place::{Directories, private};
+use crate::{Output, Run, Seed, account, as_invoker, become_user, bin_dir, is_root, tree, wait};
 
 /// Which run of the suite this process belongs to: `make` names each of its runs, a test that is
 /// started by hand belongs to none.
@@ -46,10 +30,10 @@ pub fn workspace_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/testkit is two down").to_owned()
 }
 
-/// A throw-away installation. Dropping it ends its daemon and fails the test if anything is left.
+/// A throw-away installation of the suite's user. Dropping it ends its daemon and fails the test if anything is left.
 #[derive(Debug)]
 pub struct Sandbox {
-    root: PathBuf,
+    dirs: Directories,
     bin: PathBuf,
     scope: Scope,
     before: Snapshot,
@@ -61,26 +45,18 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// One with nothing in it: no kernel, no image.
+    /// One with nothing in it: no kernel, no image, and no state directory before the first command. Where root runs the
+    /// suite, this thread is the suite's user from now on ([`become_user`]).
     #[must_use]
     pub fn empty() -> Self {
+        become_user();
         // Before there is anything that would stay behind where there are none.
         let bin = bin_dir();
-        let root =
-            tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp").expect("a directory in /tmp").keep();
-        for dir in ["state", "run", "home", "cache", "config", "tmp", "work"] {
-            fs::DirBuilder::new().mode(0o700).create(root.join(dir)).expect("a directory");
-        }
-        // passt gives root up for nobody, and must still reach its VM's socket directory; the
-        // private ones are inside.
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o711)).expect("its mode");
-        fs::write(root.join("owner"), std::process::id().to_string()).expect("a file");
-        fs::write(root.join("run-of"), test_run()).expect("a file");
-        let scope = Scope { markers: Scope::of(&root).markers, dirs: Vec::new() };
+        let dirs = Directories::make();
+        let scope = Scope { markers: Scope::of(&dirs.root).markers, dirs: Vec::new() };
         let before = scope.snapshot();
         Self {
-            root,
+            dirs,
             bin,
             scope,
             before,
@@ -96,25 +72,35 @@ impl Sandbox {
     #[must_use]
     pub fn with(seed: &Seed) -> Self {
         let sandbox = Self::empty();
+        sandbox.make_state();
         seed.fill(&sandbox.state());
         sandbox
+    }
+
+    /// Makes the state directory, for a test that puts something there before the first command.
+    pub fn make_state(&self) {
+        private(&self.dirs.state);
     }
 
     /// One whose state directory is a file system of `mib` MiB. Needs root.
     #[must_use]
     pub fn on_small_disk(seed: &Seed, mib: u32) -> Self {
-        let mut sandbox = Self::empty();
-        let options = format!("size={mib}m,mode=0700");
-        Run::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "small"])
-            .arg(sandbox.state())
-            .go()
-            .ok()
-            .done();
-        sandbox.small = true;
-        sandbox.before = sandbox.scope.snapshot();
+        let sandbox = Self::empty().on_disk_of(mib);
         seed.fill(&sandbox.state());
         sandbox
+    }
+
+    /// Puts a file system of `mib` MiB in the place of its state directory. Needs root.
+    #[must_use]
+    pub fn on_disk_of(mut self, mib: u32) -> Self {
+        self.make_state();
+        let owner = account::of_this_thread();
+        let options = format!("size={mib}m,mode=0700,uid={},gid={}", owner.uid, owner.gid);
+        let mount = Run::new("mount").args(["-t", "tmpfs", "-o", &options, "small"]).arg(self.state());
+        mount.by_invoker().go().ok().done();
+        self.small = true;
+        self.before = self.scope.snapshot();
+        self
     }
 
     /// A kernel and the bare busybox image.
@@ -129,7 +115,7 @@ impl Sandbox {
         Self::with(&Seed::debian())
     }
 
-    /// Runs every command through a prefix, such as `ip netns exec NAME`.
+    /// Runs every command through a prefix, such as `ip netns exec NAME`, which root runs. Needs root.
     #[must_use]
     pub fn through(mut self, prefix: &[&str]) -> Self {
         self.via = prefix.iter().map(|w| (*w).to_owned()).collect();
@@ -173,86 +159,93 @@ impl Sandbox {
         host + self.clock.as_ref().map_or(0.0, OwnClock::ahead)
     }
 
-    /// Its directory.
+    /// The directory that has its name: a part of every path of it but the runtime directory's.
     #[must_use]
     pub fn root(&self) -> &Path {
-        &self.root
+        &self.dirs.root
     }
 
     /// The state directory.
     #[must_use]
     pub fn state(&self) -> PathBuf {
-        self.root.join("state")
+        self.dirs.state.clone()
     }
 
     /// The runtime directory.
     #[must_use]
     pub fn runtime(&self) -> PathBuf {
-        self.root.join("run")
+        self.dirs.runtime.clone()
     }
 
     /// The user's home.
     #[must_use]
     pub fn home(&self) -> PathBuf {
-        self.root.join("home")
+        self.dirs.home.clone()
+    }
+
+    /// The directory of everybody's temporary files.
+    #[must_use]
+    pub fn tmp(&self) -> PathBuf {
+        self.dirs.tmp.clone()
     }
 
     /// A directory for the test's own files.
     #[must_use]
     pub fn work(&self, name: &str) -> PathBuf {
-        self.root.join("work").join(name)
+        self.dirs.work.join(name)
     }
 
     /// Writes the configuration file; a daemon reads it when it starts.
     pub fn configure(&self, toml: &str) {
-        fs::write(self.root.join("config/config.toml"), toml).expect("a file");
+        private(self.dirs.config.parent().expect("a directory"));
+        fs::write(&self.dirs.config, toml).expect("a file");
     }
 
     /// Any program in this sandbox's environment.
     #[must_use]
     pub fn program(&self, program: impl AsRef<OsStr>) -> Run {
-        let mut run = match self.via.split_first() {
+        let via: Vec<&str> = self.via.iter().map(String::as_str).collect();
+        self.program_through(&via, program)
+    }
+
+    /// The same, started by root through a prefix, which passes on what is left of its words: the program gets the
+    /// sandbox's user back.
+    #[must_use]
+    pub fn program_through(&self, prefix: &[&str], program: impl AsRef<OsStr>) -> Run {
+        let mut run = match prefix.split_first() {
             None => Run::new(program),
-            Some((first, rest)) => Run::new(first).args(rest).arg(program),
+            Some((first, rest)) => {
+                let owner = account::of_this_thread();
+                let (uid, gid) = (owner.uid.to_string(), owner.gid.to_string());
+                let back = ["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"];
+                Run::new(first).args(rest).args(back).arg(program).by_invoker()
+            }
         };
         for (key, value) in self.environment() {
             run = run.env(key, value);
         }
-        run.dir(self.root.join("work"))
+        run.dir(&self.dirs.work)
     }
 
     /// `banger` with these arguments.
     #[must_use]
     pub fn banger<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
-        self.program(self.bin.join("banger")).args(args)
+        self.program(self.bin.join("banger")).args(args).of_installation(self.state())
     }
 
     /// The variables that make an installation this one.
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {
-        let path = |name: &str| self.root.join(name).to_string_lossy().into_owned();
-        let found = self.tools.as_ref().map(|tools| {
-            let usual = std::env::var("PATH").unwrap_or_default();
-            ("PATH".to_owned(), format!("{}:{usual}", tools.display()))
-        });
-        [
-            ("BANGER_STATE_DIR", path("state")),
-            ("BANGER_RUNTIME_DIR", path("run")),
-            ("BANGER_CONFIG", path("config")),
-            ("HOME", path("home")),
-            ("XDG_STATE_HOME", path("home")),
-            ("XDG_RUNTIME_DIR", path("run")),
-            ("XDG_CONFIG_HOME", path("config")),
-            ("XDG_CACHE_HOME", path("cache")),
-            ("TMPDIR", path("tmp")),
-            ("LANG", "C.UTF-8".to_owned()),
-            ("BANGER_WARM", if self.warm { "on" } else { "off" }.to_owned()),
-        ]
-        .map(|(k, v)| (k.to_owned(), v))
-        .into_iter()
-        .chain(found)
-        .chain(self.clock.iter().flat_map(OwnClock::environment))
-        .collect()
+        let usual = usual_path();
+        let path = match &self.tools {
+            Some(tools) => format!("{}:{usual}", tools.display()),
+            None => usual,
+        };
+        let more = [("PATH", path), ("BANGER_WARM", if self.warm { "on" } else { "off" }.to_owned())];
+        let all = self.dirs.environment().into_iter().chain(more);
+        all.map(|(key, value)| (key.to_owned(), value))
+            .chain(self.clock.iter().flat_map(OwnClock::environment))
+            .collect()
     }
 
     /// Makes and starts a small VM; `more` are further flags of `vm create`.
@@ -313,7 +306,7 @@ impl Sandbox {
             self.state().join("vms"),
             self.runtime().join("vms"),
             self.state().join("tmp"),
-            self.root.join("tmp"),
+            self.dirs.tmp.clone(),
         ] {
             left.extend(tree::walk(&dir).into_iter().map(|e| Thing {
                 kind: Kind::File,
@@ -374,7 +367,7 @@ impl Sandbox {
         wrong.extend(self.stop_daemon());
         let settled = wait::until(Duration::from_secs(5), || self.left(None).is_empty().then_some(()));
         if settled.is_none() {
-            wrong.push(format!("left behind in {}:\n{}", self.root.display(), list(&self.left(None))));
+            wrong.push(format!("left behind in {}:\n{}", self.root().display(), list(&self.left(None))));
         }
         let sockets: Vec<_> =
             tree::walk(&self.runtime()).into_iter().filter(|e| e.socket).map(|e| e.path).collect();
@@ -382,7 +375,7 @@ impl Sandbox {
             wrong.push(format!("socket files left behind: {sockets:?}"));
         }
         if self.small {
-            let out = Run::new("umount").arg(self.state()).go();
+            let out = Run::new("umount").arg(self.state()).by_invoker().go();
             wrong.extend((out.code() != 0).then(|| format!("the small disk is in use: {out}")));
         }
         wrong
@@ -396,6 +389,10 @@ impl Sandbox {
 
     /// Ends what is left, which by now has been reported. Only what carries our mark.
     fn sweep(&self) {
+        as_invoker(|| self.sweep_all());
+    }
+
+    fn sweep_all(&self) {
         for thing in self.scope.processes() {
             if let Some(pid) = thing.key.parse().ok().and_then(rustix::process::Pid::from_raw) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -405,7 +402,7 @@ impl Sandbox {
         for mount in self.scope.snapshot().of(Kind::Mount).iter().rev() {
             let _ = Run::new("umount").args(["-l", &mount.key]).go();
         }
-        let _ = fs::remove_dir_all(&self.root);
+        self.dirs.remove();
     }
 }
 
@@ -414,7 +411,7 @@ impl Drop for Sandbox {
         if std::thread::panicking() {
             eprintln!("--- daemon log\n{}", self.log_tail());
             if std::env::var_os("BANGER_TEST_KEEP").is_some() {
-                eprintln!("kept: {}", self.root.display());
+                eprintln!("kept: {}", self.root().display());
                 return;
             }
             self.sweep();
@@ -427,6 +424,16 @@ impl Drop for Sandbox {
         self.sweep();
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
+}
+
+/// The search path of a login: the invoker's, without directories that are root's or that the user cannot look into.
+fn usual_path() -> String {
+    let all = std::env::var("PATH").unwrap_or_default();
+    if !is_root() {
+        return all;
+    }
+    let usable = |dir: &&str| !dir.ends_with("/sbin") && fs::metadata(dir).is_ok();
+    all.split(':').filter(usable).collect::<Vec<_>>().join(":")
 }
 
 /// A VM of a sandbox. Not deleted when dropped: that a test forgets it is a leak worth reporting.

@@ -1,12 +1,13 @@
 //! What is slow to make and the same for every test: a state directory with a kernel and images,
 //! made once by the real commands and kept outside the tree.
 //!
-//! Owns `$BANGER_TEST_CACHE`, else `$XDG_CACHE_HOME/banger-tests`. A seed is named by a digest of
+//! Owns the cache of [`crate::habitat`], in which each owner of sandboxes has a directory. A seed is named by a digest of
 //! the sources that decide what is in it, so that a change there makes a new one. A sandbox gets
 //! its files by hard link (images and kernels are never modified) and its database by copy. Of those that sources of other days
 //! made, the ones that were used last are kept; one that somebody is just taking from is never removed.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use crate::sandbox::{Sandbox, workspace_dir};
-use crate::{apt, bare, tree};
+use crate::{account, apt, as_invoker, bare, become_user, habitat, is_root, tree};
 
 /// How many seeds of a kind are kept.
 const KEPT: usize = 3;
@@ -92,8 +93,8 @@ impl Seed {
     }
 
     fn get(name: &str, base: Option<Self>, fill: impl FnOnce(&Sandbox)) -> Self {
+        become_user();
         let cache = cache_dir();
-        fs::create_dir_all(&cache).expect("the test cache can be made");
         let dir = cache.join(format!("{name}-{}", key()));
         // One process fills it; the others wait at the lock and find it filled.
         let lock = File::create(cache.join(format!("{name}.lock"))).expect("a lock file");
@@ -172,17 +173,38 @@ fn prune(cache: &Path, name: &str) {
     }
 }
 
+/// The cache of this thread's user. Its files keep that user's id when the user is gone: the next has it again.
 fn cache_dir() -> PathBuf {
+    let owner = account::of_this_thread();
     let var = |key: &str| std::env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from);
-    var("BANGER_TEST_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("banger-tests")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache/banger-tests")))
-        .unwrap_or_else(|| PathBuf::from("/tmp/banger-tests"))
+    let all = var("BANGER_TEST_CACHE").unwrap_or_else(|| {
+        if is_root() {
+            return habitat::SHARED.into();
+        }
+        var("XDG_CACHE_HOME").unwrap_or_else(|| owner.home.join(".cache")).join("banger-tests")
+    });
+    let dir = all.join(owner.uid.to_string());
+    as_invoker(|| {
+        fs::create_dir_all(&all).expect("the test cache can be made");
+        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) if is_root() => {
+                chown(&dir, Some(owner.uid), Some(owner.gid)).expect("root may give it away");
+            }
+            _ => {}
+        }
+    });
+    assert!(fs::read_dir(&dir).is_ok(), "{} cannot look into {}", owner.name, dir.display());
+    dir
 }
 
 /// A digest of everything that decides what a seed holds: the sources of the rooms that make
 /// images and kernels, and that keep their records.
 fn key() -> String {
+    // The sources may lie where only who runs the suite may look.
+    as_invoker(digest_of_sources)
+}
+
+fn digest_of_sources() -> String {
     let mut digest = Sha256::new();
     for room in ["crates/image/src", "crates/store/src"] {
         for entry in tree::walk(&workspace_dir().join(room)) {

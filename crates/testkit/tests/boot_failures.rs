@@ -121,17 +121,13 @@ fn what_is_no_kernel_is_not_taken_in() {
 #[test]
 fn too_little_disk_is_said() {
     skip_unless!(is_root(), "mounting a small file system needs root");
-    let sandbox = Sandbox::empty();
-    let state = sandbox.state();
-    Run::new("mount").args(["-t", "tmpfs", "-o", "size=12m,mode=0700", "small"]).arg(&state).go().ok().done();
+    let sandbox = Sandbox::empty().on_disk_of(12);
     let big = sandbox.work("big");
     fs::create_dir(&big).unwrap();
     fs::write(big.join("file"), banger_testkit::random::bytes(40 << 20, 9)).unwrap();
     let import = sandbox.banger(["image", "import", "big"]).arg(&big).go();
     let doctor = sandbox.banger(["doctor", "--json"]).go();
-    let left = tree::walk(&state.join("images"));
-    sandbox.banger(["daemon", "stop"]).go().ok().done();
-    Run::new("umount").arg(&state).go().ok().done();
+    let left = tree::walk(&sandbox.state().join("images"));
     import.ends_with(1).says(&["space", "hint:"]).done();
     assert!(left.is_empty(), "a failed import leaves nothing: {left:?}");
     let checks = doctor.ends_with(1).json();

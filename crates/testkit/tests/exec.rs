@@ -198,7 +198,7 @@ fn arguments_environment_and_directory_arrive_as_given() {
     assert_eq!(vm.exec_with(&["--user", "1234"], ["id", "-u"]).go().ok().text(), "1234");
     let base = vm.exec(["env"]).go().ok();
     assert!(base.text().contains("PATH=") && base.text().contains("HOME="), "{base}");
-    assert!(!base.text().contains("BANGER_STATE_DIR"), "the host's environment stays on the host: {base}");
+    assert!(!base.text().contains("XDG_RUNTIME_DIR"), "the host's environment stays on the host: {base}");
     vm.delete();
 }
 

@@ -33,11 +33,23 @@ fn two_first_runs_at_once_make_everything_once() {
 }
 
 #[test]
+fn a_kernel_and_an_image_are_made_from_nothing() {
+    let sandbox = Sandbox::empty();
+    let build = ["image", "build", "debian", "--name", "small", "--minimal"];
+    sandbox.banger(build).within(LONG).go().ok().done();
+    let run = ["run", "--rm", "--image", "small", "--network", "none", "--", "cat", "/etc/os-release"];
+    let out = sandbox.banger(run).within(LONG).go().ok();
+    assert!(out.text().contains("ID=debian"), "{out}");
+    sandbox.no_vm_is_left();
+}
+
+#[test]
 fn an_ordinary_user_without_any_capability_can_do_it_all() {
     skip_unless!(is_root(), "making a user needs root");
     let user = OrdinaryUser::make();
-    // Given an installation in the user's home, and the places that are used when nothing is set.
-    let bin = user.home.join("bin");
+    // Given an installation in the user's home, and the places that are used when nothing is set and nobody logged in.
+    let home = user.home();
+    let bin = home.join("bin");
     fs::create_dir(&bin).unwrap();
     for entry in fs::read_dir(bin_dir()).unwrap().flatten() {
         fs::copy(entry.path(), bin.join(entry.file_name())).unwrap();
@@ -47,15 +59,11 @@ fn an_ordinary_user_without_any_capability_can_do_it_all() {
     let banger = |args: &[&str]| user.run(bin.join("banger")).args(args).within(LONG);
     let caps = user.run("sh").args(["-c", "grep Cap /proc/self/status; id -u"]).go().ok();
     assert!(caps.text().contains("CapEff:\t0000000000000000"), "{caps}");
-    assert!(caps.text().ends_with(&user.uid.to_string()), "{caps}");
+    assert!(caps.text().ends_with(&user.uid().to_string()), "{caps}");
 
-    let home = user.home.clone();
     let repo_dir = home.join("project");
     let _ = Repo::make(&repo_dir);
-    let own = user.run("true").go().ok();
-    own.done();
-    let owner = format!("{}:{}", user.uid, user.gid);
-    banger_testkit::Run::new("chown").args(["-R", &owner]).arg(&repo_dir).go().ok().done();
+    user.owns(&repo_dir);
 
     banger(&["image", "build", "debian", "--name", "small", "--minimal"]).go().ok().done();
     let run = banger(&["vm", "run", "--name", "mine", "--image", "small", "."]).dir(&repo_dir);
@@ -68,10 +76,10 @@ fn an_ordinary_user_without_any_capability_can_do_it_all() {
     banger(&["daemon", "stop"]).go().ok().done();
     let left = user.processes();
     assert!(left.is_empty(), "processes left: {left:?}");
-    let runtime = std::path::PathBuf::from(format!("/tmp/banger-{}", user.uid));
+    let runtime = std::path::PathBuf::from(format!("/tmp/banger-{}", user.uid()));
     let files: Vec<_> =
         tree::walk(&runtime).into_iter().filter(|e| !e.dir && !e.path.ends_with("bangerd.lock")).collect();
     assert!(files.is_empty(), "left in the runtime directory: {files:?}");
-    let scope = leaks::Scope { markers: vec![user.name.clone()], dirs: Vec::new() };
+    let scope = leaks::Scope { markers: vec![user.name().to_owned()], dirs: Vec::new() };
     assert!(scope.snapshot().of(leaks::Kind::Socket).is_empty());
 }

@@ -172,6 +172,20 @@ fn sources() -> String {
 }
 
 #[test]
+fn what_runs_in_all_places_is_a_test_that_exists() {
+    let makefile = std::fs::read_to_string(workspace_dir().join("Makefile")).unwrap();
+    let list = makefile.split("IN_ALL_PLACES := \\\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let names: Vec<(&str, &str)> =
+        list.lines().map(|line| line.trim_end_matches('\\').trim().split_once('/').unwrap()).collect();
+    assert!(names.len() > 8, "the list is cut: {names:?}");
+    for (file, test) in names {
+        let path = workspace_dir().join("crates/testkit/tests").join(file).with_extension("rs");
+        let source = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(source.contains(&format!("#[test]\nfn {test}(")), "{file} has no test '{test}'");
+    }
+}
+
+#[test]
 fn every_threat_that_is_said_to_be_met_has_a_test_that_exists() {
     let (rows, sources) = (rows("security.md", "| threat |"), sources());
     assert!(rows.len() > 10, "the table is gone");

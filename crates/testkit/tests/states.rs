@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use banger_testkit::{Sandbox, Vm, is_root, skip_unless, wait};
+use banger_testkit::{Sandbox, Vm, as_invoker, is_root, skip_unless, wait};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -189,10 +189,9 @@ fn after_the_host_has_rebooted_all_handles_are_dead_and_nothing_else_is_touched(
     let other = sandbox.work("boot_id");
     fs::write(&other, "01234567-89ab-4cde-8f01-23456789abcd\n").unwrap();
     let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
-    let rebooted = |args: &[&str]| {
-        let run = sandbox.program("unshare").args(["-m", "sh", "-c", script]).arg(&other);
-        run.arg(banger_testkit::bin_dir().join("banger")).args(args).go()
-    };
+    let prefix = ["unshare", "-m", "sh", "-c", script, other.to_str().unwrap()];
+    let banger = banger_testkit::bin_dir().join("banger");
+    let rebooted = |args: &[&str]| sandbox.program_through(&prefix, &banger).args(args).go();
     let list = rebooted(&["ps", "-a", "--json"]).ok().json();
     // Then the VM is stopped, the bystander lives, and the VM starts with its files.
     assert_eq!((&list[0]["state"], &list[0]["last_error"]), (&"stopped".into(), &Value::Null), "{list}");
@@ -233,20 +232,22 @@ impl Cgroup {
         let name = sandbox.root().file_name()?.to_owned();
         let v1 = Path::new("/sys/fs/cgroup/memory");
         let dir = if v1.join("memory.limit_in_bytes").exists() { v1.join(name) } else { return None };
-        fs::create_dir(&dir).ok()?;
+        as_invoker(|| fs::create_dir(&dir)).ok()?;
         Some(Self(dir))
     }
 
     /// From now on this process gets so much more memory, and no more.
     fn take(&self, pid: &Value, bytes: u64) {
-        fs::write(self.0.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        as_invoker(|| {
+            fs::write(self.0.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
+            fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        });
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let gone = wait::until(SOON, || fs::remove_dir(&self.0).ok());
+        let gone = wait::until(SOON, || as_invoker(|| fs::remove_dir(&self.0)).ok());
         assert!(gone.is_some() || std::thread::panicking(), "{} stays", self.0.display());
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use banger_testkit::repo::Repo;
-use banger_testkit::{Sandbox, bin_dir, wait, workspace_dir};
+use banger_testkit::{Sandbox, bin_dir, wait};
 
 /// Units that may fail in a guest without the hardware they look for.
 const MAY_FAIL: &[&str] = &["systemd-modules-load.service"];
@@ -75,7 +75,8 @@ fn the_main_job_make_test_in_a_repository_and_a_patch_back() {
 #[test]
 fn the_demo_shows_a_patch_that_fits() {
     let sandbox = Sandbox::debian();
-    let demo = sandbox.program(workspace_dir().join("scripts/demo")).env("BANGER_BIN_DIR", bin_dir());
+    let project = Repo::of_this_project(&sandbox.work("banger"));
+    let demo = sandbox.program(project.dir().join("scripts/demo")).env("BANGER_BIN_DIR", bin_dir());
     let out = demo.within(Duration::from_secs(300)).go().ok();
     assert!(out.text().contains("diff --git a/hello.sh b/hello.sh"), "{out}");
     assert_eq!(sandbox.vm_names(), Vec::<String>::new());

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use banger_testkit::repo::Repo;
-use banger_testkit::{Output, Sandbox, Vm, bare};
+use banger_testkit::{Output, Run, Sandbox, Vm, bare};
 use serde_json::Value;
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\ndev:x:1000:1000:dev:/home/dev:/bin/sh\n";
@@ -29,16 +29,23 @@ fn import(sandbox: &Sandbox, name: &str, users: &[(&str, u32)]) {
     for (user, uid) in users {
         let home = format!("home/{user}");
         write(&format!("{home}/.profile"), &format!("{user} of {name}\n"));
-        for path in [home.clone(), format!("{home}/.profile")] {
-            std::os::unix::fs::chown(dir.join(path), Some(*uid), Some(*uid)).unwrap();
-        }
         if *user != "dev" {
             passwd += &format!("{user}:x:{uid}:{uid}:{user}:/home/{user}:/bin/sh\n");
         }
     }
     write("etc/passwd", &passwd);
     write("etc/image", &format!("{name}\n"));
-    sandbox.banger(["image", "import", name]).arg(&dir).go().ok().done();
+    // An archive can say of a file that it is another user's; a directory can that only where root made it.
+    let archive = sandbox.work(&format!("{name}.tar"));
+    let tar = |owner: &str| {
+        let owned = [format!("--owner={owner}"), format!("--group={owner}")];
+        Run::new("tar").arg("-C").arg(&dir).args(owned).arg("-f").arg(&archive)
+    };
+    tar("0").args(["--exclude=./home/*", "-c", "."]).go().ok().done();
+    for (user, uid) in users {
+        tar(&uid.to_string()).arg("-r").arg(format!("./home/{user}")).go().ok().done();
+    }
+    sandbox.banger(["image", "import", name]).arg(&archive).go().ok().done();
 }
 
 fn says(vm: &Vm<'_>, script: &str) -> String {

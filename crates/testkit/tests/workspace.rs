@@ -136,7 +136,7 @@ fn paths_that_are_no_usable_repository_are_refused_before_anything_boots() {
     refused(&plain, &["plain", "repository"]);
     refused(&sandbox.work("absent"), &["absent"]);
     let bare = sandbox.work("bare.git");
-    banger_testkit::repo::git(&sandbox.root().join("work"))
+    banger_testkit::repo::git(&sandbox.work(""))
         .args(["init", "--quiet", "--bare"])
         .arg(&bare)
         .go()

@@ -30,7 +30,7 @@ pub fn choose(
 ) -> Result<Choice> {
     let works = matches!(kvm, KvmStatus::Works);
     if accel == Some(Accel::Kvm) && driver != DriverChoice::Firecracker {
-        kvm.require()?;
+        kvm.require("KVM was asked for and")?;
     }
     let fast = able.contains(&DriverKind::Firecracker) && works && accel != Some(Accel::Tcg);
     match driver {
@@ -51,7 +51,7 @@ fn firecracker(accel: Option<Accel>, kvm: &KvmStatus) -> Result<Choice> {
             "KVM is emulated here ({detail}): no stock kernel survives that for long, in Firecracker or elsewhere"
         )),
         other => {
-            other.require()?;
+            other.require("Firecracker needs KVM, which")?;
             None
         }
     };
@@ -111,6 +111,8 @@ mod tests {
         };
         let (kvm, tcg) = (Some(Accel::Kvm), Some(Accel::Tcg));
         assert_eq!(code(DriverChoice::Firecracker, None, &KvmStatus::NoModule), ErrorCode::Unavailable);
+        let error = choose(DriverChoice::Firecracker, None, BOTH, &KvmStatus::NoModule).unwrap_err();
+        assert!(error.to_string().starts_with("Firecracker needs KVM, which does not work here"), "{error}");
         assert_eq!(code(DriverChoice::Qemu, kvm, &emulated()), ErrorCode::Unavailable);
         assert_eq!(code(DriverChoice::Auto, kvm, &KvmStatus::NoModule), ErrorCode::Unavailable);
         assert_eq!(code(DriverChoice::Firecracker, tcg, &KvmStatus::Works), ErrorCode::Unsupported);

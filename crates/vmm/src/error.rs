@@ -103,9 +103,11 @@ pub enum VmmError {
         /// Which.
         driver: &'static str,
     },
-    /// KVM was asked for and does not work.
-    #[error("KVM was asked for and does not work here: {why}")]
+    /// KVM is needed and does not work.
+    #[error("{reason} does not work here: {why}")]
     KvmUnavailable {
+        /// What needs it: the beginning of the sentence.
+        reason: &'static str,
         /// Why.
         why: String,
         /// What to type.

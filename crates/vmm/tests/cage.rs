@@ -46,7 +46,7 @@ enum Situation {
 
 impl Bench {
     fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("bt-cage-").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("bt-cage-").tempdir_in("/var/tmp").unwrap();
         let all = fs::Permissions::from_mode(0o777);
         for name in ["bin", "vm", "home", "run"] {
             fs::create_dir(dir.path().join(name)).unwrap();

@@ -89,7 +89,7 @@ fn each_vm_has_a_control_group_with_limits_and_nothing_of_it_stays() {
 #[ignore = "a part of the other test"]
 fn in_a_group_of_its_own() {
     let given = PathBuf::from(std::env::var_os("GIVEN").unwrap());
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     // Given a group with one that an earlier process left
     fs::create_dir(given.join("banger-vm-left")).unwrap();
     let groups = Groups::take().unwrap();
@@ -131,7 +131,7 @@ fn in_a_group_of_its_own() {
 
 #[test]
 fn a_control_group_that_is_required_and_missing_keeps_the_program_from_starting() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let cage = cage(vec![Layer::Cgroup]).with_groups(Err("nobody gave it one".to_owned()));
     let error = start(&cage, dir.path()).unwrap_err();
     assert!(matches!(&error, VmmError::CageIncomplete { layer: Layer::Cgroup, .. }), "{error:?}");

@@ -136,7 +136,7 @@ async fn frames_go_both_ways_between_a_tap_in_a_cage_and_the_socket_outside() {
     if !possible() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let (network, theirs) = UnixStream::pair().unwrap();
     network.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let spawned = start(dir.path(), 1, theirs, true).unwrap();
@@ -182,7 +182,7 @@ async fn a_network_that_ends_or_lies_leaves_the_program_alone() {
         return;
     }
     for (number, last) in [(2, &b""[..]), (3, &b"\xff\xff\xff\xff"[..])] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let (mut network, theirs) = UnixStream::pair().unwrap();
         network.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let spawned = start(dir.path(), number, theirs, true).unwrap();
@@ -203,7 +203,7 @@ async fn the_device_is_only_for_who_is_given_it() {
     if !possible() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let (_network, theirs) = UnixStream::pair().unwrap();
     let spawned = start(dir.path(), 4, theirs, false).unwrap();
     appears(dir.path().join("no-device"), &dir.path().join("log")).await;

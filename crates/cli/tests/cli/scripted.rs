@@ -23,7 +23,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("bcli").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("bcli").tempdir_in("/var/tmp").unwrap();
         let bin = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::hard_link(env!("CARGO_BIN_EXE_banger"), bin.path().join("banger")).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();

@@ -49,6 +49,7 @@ impl Lifecycle {
         let sandbox = Sandbox::empty();
         sandbox.configure("[boot]\ntimeout = '700ms'\n");
         if let Some(template) = &*TEMPLATE.lock().unwrap() {
+            sandbox.make_state();
             copy(template, &sandbox.state());
         }
         let clients = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

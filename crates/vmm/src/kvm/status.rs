@@ -16,7 +16,7 @@ pub enum KvmStatus {
     NoModule,
     /// This user may not open it.
     NoPermission {
-        /// The group that may, if it has a name.
+        /// The group that may and that an ordinary user can join, if there is one.
         group: Option<String>,
     },
     /// It opens, but cannot run what a stock kernel needs.
@@ -49,13 +49,14 @@ impl KvmStatus {
                  in a cloud VM, choose a type with nested virtualisation"
                     .to_owned(),
             ),
-            Self::NoPermission { group: Some(group) } if group != "root" => {
+            Self::NoPermission { group: Some(group) } => {
                 Some(format!("'sudo usermod -aG {group} $USER', then log out and in"))
             }
-            // Nobody should become a member of root's own group for this.
-            Self::NoPermission { .. } => {
-                Some("let this user open it, until the next boot: 'sudo setfacl -m u:$USER:rw /dev/kvm'".to_owned())
-            }
+            Self::NoPermission { group: None } => Some(
+                "'sudo chown root:kvm /dev/kvm && sudo chmod 660 /dev/kvm', then 'sudo usermod -aG kvm $USER', then log \
+                 out and in"
+                    .to_owned(),
+            ),
             Self::Emulated { .. } => Some(
                 "nothing is wrong with banger: without '--accel kvm' it uses QEMU's software emulation".to_owned(),
             ),
@@ -63,24 +64,29 @@ impl KvmStatus {
         }
     }
 
-    /// Fails unless it works.
+    /// Fails unless it works, for a reason that begins the message: "Firecracker needs KVM, which".
     ///
     /// # Errors
     /// `unavailable`, with the reason and a hint.
-    pub fn require(&self) -> Result<()> {
+    pub(crate) fn require(&self, reason: &'static str) -> Result<()> {
         match self {
             Self::Works => Ok(()),
-            other => {
-                Err(VmmError::KvmUnavailable { why: other.detail(), hint: other.hint().unwrap_or_default() })
-            }
+            other => Err(VmmError::KvmUnavailable {
+                reason,
+                why: other.detail(),
+                hint: other.hint().unwrap_or_default(),
+            }),
         }
     }
 }
 
-/// The name of the group that owns a file, from /etc/group (group(5)).
+/// The name, from /etc/group (group(5)), of the group that may read and write a file. Root's group is none: to be in it is to
+/// be nearly root.
 pub(super) fn group_of(path: &Path) -> Option<String> {
-    let gid = fs::metadata(path).ok()?.gid();
-    group_name(&fs::read_to_string("/etc/group").ok()?, gid)
+    const READ_AND_WRITE: u32 = 0o060;
+    let meta = fs::metadata(path).ok()?;
+    let joined = meta.gid() != 0 && meta.mode() & READ_AND_WRITE == READ_AND_WRITE;
+    joined.then(|| group_name(&fs::read_to_string("/etc/group").ok()?, meta.gid()))?
 }
 
 fn group_name(groups: &str, gid: u32) -> Option<String> {
@@ -94,6 +100,7 @@ fn group_name(groups: &str, gid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_hint_names_the_group_that_owns_the_device() {
@@ -105,11 +112,21 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_told_to_join_roots_group_or_one_that_may_not_open_the_device() {
+        assert_eq!(group_of(Path::new("/dev/null")), None, "it is root's");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(group_of(file.path()), None);
+        let hint = KvmStatus::NoPermission { group: None }.hint().unwrap();
+        assert!(hint.contains("chmod 660 /dev/kvm") && hint.contains("-aG kvm"), "{hint}");
+    }
+
+    #[test]
     fn only_working_kvm_satisfies_a_demand() {
-        assert!(KvmStatus::Works.require().is_ok());
-        let error: banger_model::Error =
-            KvmStatus::Emulated { detail: "int3 fails".into() }.require().unwrap_err().into();
+        assert!(KvmStatus::Works.require("it").is_ok());
+        let emulated = KvmStatus::Emulated { detail: "int3 fails".into() };
+        let error: banger_model::Error = emulated.require("this test needs KVM, which").unwrap_err().into();
         assert_eq!(error.code, banger_model::ErrorCode::Unavailable);
-        assert!(error.message.contains("int3 fails"), "{error}");
+        assert_eq!(error.message, "this test needs KVM, which does not work here: int3 fails");
     }
 }

@@ -39,7 +39,7 @@ impl Bench {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id().to_be_bytes();
         let bench = Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir_in("/var/tmp").unwrap(),
             subject: subject.clone(),
             id: VmId::from_random([0xee, 1, pid[2], pid[3], 0, number]),
         };

@@ -90,7 +90,7 @@ pub(crate) async fn a_copy_is_another_machine_before_anything_in_it_goes_on(subj
     let mut text = String::new();
     counted(&mut stream, &mut text, 3).await;
     // When the guest stands still and is copied
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let last = async { Ok(session.call(&Request::Freeze).await.map(drop)?) };
     soon(machine.snapshot(dir.path(), Box::pin(last))).await.unwrap();
     fs::copy(first.files().join("system.img"), dir.path().join("system.img")).unwrap();

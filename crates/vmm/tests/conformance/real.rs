@@ -226,7 +226,7 @@ async fn a_snapshot_answers_wherever_it_goes_on(subject: Subject) {
     let boot_id = says(&session, "cat /proc/sys/kernel/random/boot_id").await;
     says(&session, "echo before > /etc/mark; sync").await;
     drop(session);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     soon(machine.snapshot(dir.path(), nothing())).await.unwrap();
     let disk = dir.path().join("system.img");
     fs::copy(first.files().join("system.img"), &disk).unwrap();

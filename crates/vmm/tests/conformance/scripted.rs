@@ -117,7 +117,7 @@ async fn say(stream: &mut UnixStream, target: &str, answer: Answer) {
 
 /// Launches against a server that is odd on one path.
 async fn launch(path: &'static str, odd: Answer) -> (Bench, Result<Arc<dyn banger_vmm::Machine>, VmmError>) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let bench = Bench::new(&scripted(dir.path()));
     let pid = Arc::<std::sync::Mutex<Option<u32>>>::default();
     let serving = async {
@@ -160,7 +160,7 @@ async fn whatever_the_server_does_a_launch_ends_in_an_error_and_leaves_nothing()
 #[tokio::test]
 async fn a_machine_that_lies_about_its_state_is_not_believed() {
     // Given one that was launched, whose server then says 'done' and is not
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let bench = Bench::new(&scripted(dir.path()));
     let socket = bench.runtime().join("api.sock");
     let pid = Arc::<std::sync::Mutex<Option<u32>>>::default();

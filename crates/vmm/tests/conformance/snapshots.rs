@@ -44,7 +44,7 @@ async fn a_snapshot_goes_on_elsewhere_and_more_than_once(subject: Subject) {
     let machine = soon(subject.driver.launch(first.spec(&guest::count()))).await.unwrap();
     counts_beyond(&first, 20).await;
     // When it is snapshotted
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     let dir = home.path().join("snapshot");
     fs::create_dir(&dir).unwrap();
     soon(machine.snapshot(&dir, nothing())).await.unwrap();
@@ -104,7 +104,7 @@ fn open_for_writing(pid: u32, dir: &Path) -> Vec<String> {
 }
 
 async fn a_snapshot_of_a_machine_that_went_on_from_one_goes_on(subject: Subject) {
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     let first = Bench::new(&subject);
     let mut machine = soon(subject.driver.launch(first.spec(&guest::count_in(8)))).await.unwrap();
     let mut bench = first;
@@ -137,7 +137,7 @@ async fn a_snapshot_of_a_machine_that_went_on_from_one_goes_on(subject: Subject)
 
 async fn what_a_clone_never_touched_is_in_its_own_snapshot(subject: Subject) {
     const USED: usize = 8 << 20;
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     let (of_first, of_clone) = (place(home.path(), "first"), place(home.path(), "clone"));
     // Given a machine that wrote to each page of a part of its memory, and a clone that has none of them, nor has the host
     let first = Bench::new(&subject);
@@ -175,7 +175,7 @@ async fn a_restored_machine_that_is_halted_waits(subject: Subject) {
     let first = Bench::new(&subject);
     let machine = first.launch(&guest::count()).await;
     counts_beyond(&first, 5).await;
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     soon(machine.snapshot(home.path(), nothing())).await.unwrap();
     soon(machine.stop()).await.unwrap();
     let then = last_number(&first);
@@ -220,7 +220,7 @@ async fn clones_share_the_pages_that_they_only_read(subject: Subject) {
     counts_beyond(&first, 1).await;
     let cold = proportional(&*machine);
     assert!(cold > u64::from(used) << 10, "{cold} KiB");
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     soon(machine.snapshot(home.path(), nothing())).await.unwrap();
     soon(machine.stop()).await.unwrap();
     let then = last_number(&first);
@@ -263,7 +263,7 @@ async fn refused(subject: &Subject, spec: impl FnOnce(&Bench) -> MachineSpec, di
 }
 
 async fn a_snapshot_of_something_else_is_refused(subject: Subject) {
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     let dir = home.path();
     snapshot_of(&subject, dir).await;
     let altered: [fn(&mut MachineSpec); 3] = [
@@ -304,7 +304,7 @@ async fn a_snapshot_of_something_else_is_refused(subject: Subject) {
 }
 
 async fn a_memory_file_that_was_touched_is_refused(subject: Subject) {
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     let dir = home.path();
     snapshot_of(&subject, dir).await;
     let memory = dir.join("memory");
@@ -330,7 +330,7 @@ async fn a_snapshot_that_fails_leaves_nothing_and_the_machine_goes_on(subject: S
     let bench = Bench::new(&subject);
     let machine = bench.launch(&guest::count()).await;
     // Given no directory, one in which something lies already, and a caller who fails in the middle
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     let (taken, empty) = (place(home.path(), "taken"), place(home.path(), "empty"));
     fs::write(taken.join("state"), "mine").unwrap();
     let fails = || -> Last<'static> {
@@ -405,7 +405,7 @@ async fn a_snapshot_that_nobody_waits_for_leaves_the_machine_running(subject: Su
     let bench = Bench::new(&subject);
     let machine = bench.launch(&guest::count_in(16)).await;
     counts_beyond(&bench, 1).await;
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     // Given snapshots that are dropped a little later each time
     for delay in [0, 1, 2, 5, 10, 20, 40] {
         let dir = place(home.path(), &delay.to_string());
@@ -441,7 +441,7 @@ async fn a_daemon_killed_in_the_middle_leaves_a_machine_that_another_lets_go_on(
     let bench = Bench::new(&subject);
     let mut machine: Arc<dyn Machine> = bench.launch(&guest::count_in(24)).await;
     counts_beyond(&bench, 1).await;
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
     let mut halted = 0;
     // Given another process that dies a little later each time, at last when it is done
     for delay in [0, 1, 3, 8, 20, 20_000] {

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use banger_testkit::account::give;
 use banger_testkit::repo::Repo;
-use banger_testkit::tree;
+use banger_testkit::{as_invoker, tree};
 
 /// Files that the real one has at least.
 const REAL: usize = 5_000;
@@ -15,10 +16,17 @@ pub(crate) fn real(dir: &Path) -> Repo {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home =
         home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo"))).expect("a home");
-    let mut registries: Vec<PathBuf> = children(&home.join("registry/src"));
+    std::fs::create_dir_all(dir).expect("a directory");
+    as_invoker(|| copy_crates(&home.join("registry/src"), dir));
+    give(dir);
+    committed(dir, REAL)
+}
+
+/// Copies as many crates as it takes. They are in the home of who runs the benchmark.
+fn copy_crates(sources: &Path, dir: &Path) {
+    let mut registries: Vec<PathBuf> = children(sources);
     let mut crates = registries.drain(..).flat_map(|registry| children(&registry)).collect::<Vec<_>>();
     crates.sort();
-    std::fs::create_dir_all(dir).expect("a directory");
     let mut count = 0;
     for from in crates {
         // git's own files do not go into a repository of ours.
@@ -31,7 +39,6 @@ pub(crate) fn real(dir: &Path) -> Repo {
             break;
         }
     }
-    committed(dir, REAL)
 }
 
 /// Small files, a hundred in each directory.
