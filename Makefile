@@ -37,10 +37,11 @@ setup-demo:
 
 .PHONY: build
 build: build-programs build-agent ## all programs in target/banger
-	@mkdir -p $(BIN)
-	@install -C -m 0755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd \
-		$(TARGET_DIR)/release/banger-netguard $(TARGET_DIR)/release/banger-responder $(TARGET_DIR)/release/banger-cage \
-		$(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent $(BIN)
+	@mkdir -p '$(BIN)'
+	@install -C -m 0755 '$(TARGET_DIR)/release/banger' '$(TARGET_DIR)/release/bangerd' \
+		'$(TARGET_DIR)/release/banger-netguard' '$(TARGET_DIR)/release/banger-responder' \
+		'$(TARGET_DIR)/release/banger-cage' \
+		'$(TARGET_DIR)/$(AGENT_TARGET)/agent/banger-agent' '$(BIN)'
 
 .PHONY: build-programs build-agent build-tests
 build-programs:
@@ -52,13 +53,17 @@ build-tests:
 
 .PHONY: install
 install: build ## install below PREFIX (/usr/local), with DESTDIR before it
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
-	install -m 0755 $(BIN)/banger $(BIN)/bangerd $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 $(BIN)/banger-agent $(BIN)/banger-netguard $(BIN)/banger-responder $(BIN)/banger-cage $(DESTDIR)$(PREFIX)/lib/banger
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/banger'
+	install -m 0755 '$(BIN)/banger' '$(BIN)/bangerd' '$(DESTDIR)$(PREFIX)/bin'
+	install -m 0755 '$(BIN)/banger-agent' '$(BIN)/banger-netguard' '$(BIN)/banger-responder' '$(BIN)/banger-cage' \
+		'$(DESTDIR)$(PREFIX)/lib/banger'
 
 .PHONY: demo
 demo: setup-demo build ## from nothing to a patch: this repository in a virtual machine
 	@BANGER_BIN_DIR='$(BIN)' scripts/demo
+
+SHELL_SCRIPTS := scripts/setup scripts/demo scripts/fuzz .ci/run \
+	scripts/clean-room scripts/clean-room.d/enter scripts/clean-room.d/first-hour
 
 .PHONY: lint
 lint: ## format, clippy, dependencies, shell scripts
@@ -68,7 +73,7 @@ lint: ## format, clippy, dependencies, shell scripts
 		echo '$(CARGO) deny check'; $(CARGO) deny --locked check; \
 	else echo 'skipped: cargo-deny is not installed'; fi
 	@if command -v shellcheck >/dev/null; then \
-		echo 'shellcheck'; shellcheck scripts/setup scripts/demo scripts/fuzz .ci/run; \
+		echo 'shellcheck'; shellcheck --external-sources --check-sourced $(SHELL_SCRIPTS); \
 	else echo 'skipped: shellcheck is not installed'; fi
 
 # As many targets at once as there are cores: a link, and a guest that boots, keep only one of them busy. Each is shown when it ends.
@@ -137,6 +142,12 @@ place-%:
 .PHONY: matrix
 matrix: build ## every step of every operation with every fault, some 20 minutes
 	$(SCENARIO) -p banger-testkit --test crash_matrix -- --nocapture
+
+# An empty ROOMS is the short set that CI runs.
+ROOMS ?= --all
+.PHONY: clean-room
+clean-room: setup build ## the demo as a stranger runs it, in every variant of a fresh Debian; ROOMS=plain for one
+	@scripts/clean-room $(ROOMS)
 
 MINUTES ?= 10
 .PHONY: soak
