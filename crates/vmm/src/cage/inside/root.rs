@@ -1,7 +1,8 @@
 //! A root directory of our own: an empty file system in memory, with the places of the description mounted at the paths
 //! that they have outside, and made read-only. What is not there cannot be opened, whoever asks.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -63,8 +64,22 @@ fn prepare(description: &Description, left_out: &mut Vec<LeftOut>) -> Result<Own
     directories(&root, Path::new("/proc/self")).map_err(refused("no place for the program's own name"))?;
     symlinkat(&description.program, &root, "proc/self/exe")
         .map_err(refused("the program cannot be named"))?;
+    // passt of 2024 and newer reads who it is in its user namespace, and ends where it cannot.
+    ids(&root).map_err(refused("no place for the user namespace's map"))?;
     protect(&root, libc::MOUNT_ATTR_RDONLY, false).map_err(refused("the new root cannot be protected"))?;
     Ok(root)
+}
+
+/// Copies the maps of this process's user namespace to where the program looks for its own.
+fn ids(root: &OwnedFd) -> io::Result<()> {
+    for name in ["uid_map", "gid_map"] {
+        let path = Path::new("proc/self").join(name);
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mut file = File::from(openat(root, &path, flags, Mode::from_raw_mode(0o444))?);
+        // Without a process table outside there is nothing to copy, and an empty map maps nobody.
+        file.write_all(&std::fs::read(Path::new("/").join(&path)).unwrap_or_default())?;
+    }
+    Ok(())
 }
 
 fn pieces(description: &Description, left_out: &mut Vec<LeftOut>) -> io::Result<Vec<Piece>> {
