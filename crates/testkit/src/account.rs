@@ -39,16 +39,17 @@ pub struct Account {
 
 /// The owner of this thread's sandboxes.
 pub(crate) fn of_this_thread() -> &'static Account {
-    static INVOKER: OnceLock<Account> = OnceLock::new();
     static SUITE: OnceLock<(Account, File)> = OnceLock::new();
-    if is_root() && !stays_root() {
-        &SUITE.get_or_init(|| as_invoker(make_of_suite)).0
-    } else {
-        INVOKER.get_or_init(invoker)
-    }
+    if is_root() && !stays_root() { &SUITE.get_or_init(|| as_invoker(make_of_suite)).0 } else { invoker() }
 }
 
-fn invoker() -> Account {
+/// The user who runs the suite.
+pub(crate) fn invoker() -> &'static Account {
+    static INVOKER: OnceLock<Account> = OnceLock::new();
+    INVOKER.get_or_init(|| as_invoker(look_at_invoker))
+}
+
+fn look_at_invoker() -> Account {
     let uid = geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     let variable = |key: &str| std::env::var(key).ok().filter(|value| !value.is_empty());

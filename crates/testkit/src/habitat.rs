@@ -111,8 +111,8 @@ pub(crate) fn directories_of(account: &Account) -> [PathBuf; 3] {
 /// left, that was cut off in its middle, is printed and not held against this one.
 #[must_use]
 pub fn left_behind() -> Vec<String> {
-    let owner = account::of_this_thread();
-    let parents = [Path::new("/tmp"), &owner.home, &owner.runtime];
+    let (owner, invoker) = (account::of_this_thread(), account::invoker());
+    let parents = [Path::new("/tmp"), &owner.home, &owner.runtime, &invoker.home, &invoker.runtime];
     let mut wrong: Vec<String> = parents.into_iter().flat_map(sandboxes).collect();
     wrong.extend(orphans(&parents));
     wrong.extend(of_pids("/run/netns", "bth"));

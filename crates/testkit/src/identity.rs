@@ -5,17 +5,15 @@
 //! the programs that it starts and the signals that it sends are that user's from then on, as if the user ran the test.
 //! [`as_invoker`] is the way back, for as long as a closure runs. Must never leave a thread with a mixture of both.
 
-use std::cell::Cell;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::account;
 
-thread_local! {
-    static STAYS_ROOT: Cell<bool> = const { Cell::new(false) };
-}
+static STAYS_INVOKER: AtomicBool = AtomicBool::new(false);
 
 /// Whether root runs the suite, so that a closure given to [`as_invoker`] may do everything.
 ///
@@ -30,17 +28,18 @@ pub fn is_root() -> bool {
     ids.split_whitespace().nth(2) == Some("0")
 }
 
-/// Keeps root's identity for this thread and its sandboxes: for tests whose subject is an installation of root's.
-pub fn root_is_the_subject() {
-    STAYS_ROOT.set(true);
+/// Keeps all threads of this test program, and its sandboxes, those of the user who runs the suite, before any of them
+/// becomes another: for programs whose subject is an installation of root's.
+pub fn stay_invoker() {
+    STAYS_INVOKER.store(true, Ordering::Relaxed);
 }
 
-/// Whether this thread's sandboxes are root's.
+/// Whether sandboxes belong to root, who runs the suite.
 pub(crate) fn stays_root() -> bool {
-    is_root() && STAYS_ROOT.get()
+    is_root() && STAYS_INVOKER.load(Ordering::Relaxed)
 }
 
-/// Makes this thread the suite's user for good, where root runs the suite and is not the subject.
+/// Makes this thread the suite's user for good, where root runs the suite and did not say [`stay_invoker`].
 ///
 /// # Panics
 /// When the kernel refuses.
@@ -123,13 +122,5 @@ mod tests {
         let panicked = std::panic::catch_unwind(|| as_invoker(|| panic!("planted")));
         assert!(panicked.is_err() && !geteuid().is_root());
         as_invoker(|| drop(dir));
-    }
-
-    #[test]
-    fn where_root_is_the_subject_a_thread_stays_root() {
-        crate::skip_unless!(is_root(), "staying root needs root");
-        root_is_the_subject();
-        become_user();
-        assert!(geteuid().is_root());
     }
 }

@@ -39,7 +39,7 @@ pub mod truth;
 pub mod user;
 pub mod wait;
 
-pub use identity::{as_invoker, become_user, is_root, root_is_the_subject};
+pub use identity::{as_invoker, become_user, is_root, stay_invoker};
 pub use programs::bin_dir;
 pub use run::{Feed, Output, Run, Running};
 pub use sandbox::{Sandbox, Vm, test_run, workspace_dir};

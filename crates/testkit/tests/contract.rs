@@ -88,10 +88,11 @@ fn the_daemon_starts_by_itself_is_one_and_describes_itself() {
     }
 
     // Who asks with other sockets learns at once which daemon it is.
-    let elsewhere = sandbox.banger(["ps"]).env("BANGER_RUNTIME_DIR", sandbox.work("elsewhere"));
+    let beside = |name: &str| sandbox.runtime().with_file_name(name);
+    let elsewhere = sandbox.banger(["ps"]).env("BANGER_RUNTIME_DIR", beside("elsewhere"));
     let sockets = format!("BANGER_RUNTIME_DIR={}", sandbox.runtime().display());
     elsewhere.go().ends_with(1).says(&["another daemon", &sockets]).done();
-    let both = sandbox.work("both");
+    let both = beside("both");
     let both = sandbox.banger(["ps"]).env("BANGER_RUNTIME_DIR", &both).env("BANGER_STATE_DIR", &both);
     both.go().ends_with(1).says(&["both the state and the runtime", "hint:"]).done();
 

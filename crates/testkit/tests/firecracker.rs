@@ -7,11 +7,23 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use banger_testkit::{Run, Sandbox, skip_unless};
+use banger_testkit::{Run, Sandbox, become_user, skip_unless, stay_invoker};
 
-/// As users set it up.
+/// Whether there is a Firecracker, as users set it up.
 fn given() -> bool {
+    by_who_may_use_kvm();
     std::env::var_os("BANGER_FIRECRACKER").is_some_and(|path| Path::new(&path).is_file())
+}
+
+/// Where /dev/kvm is root's alone, an ordinary user sees nothing of Firecracker: all tests of this program are root's then.
+fn by_who_may_use_kvm() {
+    let opens = || {
+        become_user();
+        fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
+    };
+    if !std::thread::spawn(opens).join().unwrap() {
+        stay_invoker();
+    }
 }
 
 fn banger(sandbox: &Sandbox, args: &[&str]) -> Run {
@@ -119,6 +131,7 @@ fn a_vm_goes_from_one_driver_to_the_other_with_its_disks() {
 #[test]
 fn doctor_tells_a_missing_firecracker_from_a_wrong_an_old_and_a_new_one() {
     use std::os::unix::fs::PermissionsExt as _;
+    by_who_may_use_kvm();
     let cases = [
         (None, "warn", "missing"),
         (Some("v1.4.0"), "fail", "older than 1.15"),

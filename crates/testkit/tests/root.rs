@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use banger_testkit::outside::{OUTSIDE, World};
 use banger_testkit::repo::Repo;
-use banger_testkit::{Sandbox, is_root, root_is_the_subject, skip_unless};
+use banger_testkit::{Sandbox, is_root, skip_unless, stay_invoker};
 
 const LONG: Duration = Duration::from_secs(600);
 
 #[test]
 fn root_has_vms_with_a_network_a_workspace_and_copies() {
     skip_unless!(is_root(), "it is about an installation of root's");
-    root_is_the_subject();
+    stay_invoker();
     let world = World::build();
     let sandbox = Sandbox::bare().through(&world.on_host()).warm();
     let repo = Repo::make(&sandbox.work("project"));
@@ -42,7 +42,7 @@ fn root_has_vms_with_a_network_a_workspace_and_copies() {
 #[test]
 fn root_builds_an_image_that_boots() {
     skip_unless!(is_root(), "it is about an installation of root's");
-    root_is_the_subject();
+    stay_invoker();
     let sandbox = Sandbox::bare();
     let build = ["image", "build", "debian", "--name", "small", "--minimal"];
     sandbox.banger(build).within(LONG).go().ok().done();

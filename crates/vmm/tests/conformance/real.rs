@@ -34,6 +34,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 /// What a guest is made of; the error says why it cannot be had here.
 pub(crate) fn ingredients() -> Result<(), String> {
+    // Many tasks share a few threads, of which none may become another user.
+    banger_testkit::stay_invoker();
     let dir = std::env::var_os("BANGER_BIN_DIR").ok_or("no banger-agent (BANGER_BIN_DIR is unset)")?;
     let agent = Path::new(&dir).join("banger-agent");
     if agent.is_file() { Ok(()) } else { Err(format!("no {}", agent.display())) }
