@@ -63,7 +63,7 @@ demo: setup-demo build ## from nothing to a patch: this repository in a virtual 
 	@BANGER_BIN_DIR='$(BIN)' scripts/demo
 
 SHELL_SCRIPTS := scripts/setup scripts/demo scripts/fuzz .ci/run \
-	scripts/clean-room scripts/clean-room.d/enter scripts/clean-room.d/first-hour
+	scripts/clean-room scripts/clean-room.d/enter scripts/clean-room.d/first-hour scripts/clean-room.d/suite
 
 .PHONY: lint
 lint: ## format, clippy, dependencies, shell scripts

@@ -26,12 +26,13 @@ variants() {
 		state-btrfs	~/.local/state on btrfs
 		trixie	Debian 13
 		build	everything is compiled in the room, by the user's own cargo directory
+		suite	make test in the room, some 40 minutes; --all leaves it out
 	END
 }
 
 # Sets what a variant has instead of the usual.
 choose() {
-	users=(ada) home=/home/ada umask=0022 state='' limit=900
+	users=(ada) home=/home/ada umask=0022 state='' limit=900 story=first-hour
 	with_sudo=true with_runtime_dir=true own_cargo=false
 	case "$1" in
 	no-sudo | sudo-asks) with_sudo=false ;;
@@ -43,6 +44,7 @@ choose() {
 	state-*) state="${1#state-}" ;;
 	trixie) suite=trixie ;;
 	build) own_cargo=true limit=3000 ;;
+	suite) story=suite limit=5400 ;;
 	esac
 }
 
@@ -127,7 +129,7 @@ settle() {
 	else
 		take_build "$user" "$root/$home/banger"
 	fi
-	install -m 0755 "$here/clean-room.d/first-hour" "$root/srv/first-hour"
+	install -m 0755 "$here/clean-room.d/$story" "$root/srv/story"
 }
 
 # Without sudo `make demo` ends with the line that root has to type. The line is typed as it is printed.
@@ -153,7 +155,7 @@ root_types_what_setup_says() {
 users_type() {
 	local user writers=() status=0
 	for user in "${users[@]}"; do
-		as "$user" bash /srv/first-hour > >(sed -u "s/^#### /&$user: /; t; s/^/$user: /") 2>&1 &
+		as "$user" bash /srv/story > >(sed -u "s/^#### /&$user: /; t; s/^/$user: /") 2>&1 &
 		writers+=("$!")
 	done
 	for user in "${writers[@]}"; do
