@@ -114,7 +114,7 @@ pub(crate) fn arguments(fd: RawFd, host_access: bool) -> Vec<OsString> {
         GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":"),
         "--mtu".into(),
         MTU.to_string(),
-        // What a guest's own DHCP client is told. Queries to it do not come here: see the responder.
+        // A guest's own DHCP client gets this name server. Queries to it do not come to passt: see the responder.
         "--dns".into(),
         DNS.to_string(),
     ];

@@ -30,7 +30,7 @@ impl World {
     /// Builds it, with a web server and a name server outside.
     #[must_use]
     pub fn build() -> Self {
-        // The process is named for whoever looks for what is left; a test program may have several at once.
+        // The process id shows whether the owner is gone; a test program may have several at once.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let world = Self { host: format!("bth{unique}"), outside: format!("bto{unique}") };

@@ -10,6 +10,7 @@ mod choose;
 pub mod console;
 mod driver;
 mod error;
+mod exit;
 pub mod firecracker;
 pub mod kvm;
 pub mod process;
@@ -26,6 +27,7 @@ pub use driver::{
     MachineSpec, NetDevice, Words,
 };
 pub use error::{Result, VmmError};
+pub use exit::ChildExit;
 pub use rustix::process::Signal;
 pub use snapshot::{DiskLayout, Layout, MemoryFile};
 pub use spawn::{Spawned, Standalone};

@@ -18,7 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::{Result, VmmError};
+use crate::{ChildExit, Result, VmmError};
 
 /// One process in the history of one host: a pid alone is reused, a pid with its start time is not
 /// within one boot, and the boot id tells boots apart.
@@ -30,26 +30,6 @@ pub struct ProcessId {
     pub start_time: u64,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
-}
-
-/// How a child of ours ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChildExit {
-    /// Its exit code, if it exited.
-    pub code: Option<i32>,
-    /// The signal that ended it, if one did.
-    pub signal: Option<i32>,
-}
-
-impl std::fmt::Display for ChildExit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.code, self.signal) {
-            (Some(code), _) => write!(f, "exit status {code}"),
-            (None, Some(libc::SIGSYS)) => f.write_str("SIGSYS: a system call that its sandbox forbids"),
-            (None, Some(signal)) => write!(f, "signal {signal}"),
-            (None, None) => f.write_str("an unknown status"),
-        }
-    }
 }
 
 /// The fields of `/proc/PID/stat` that we need.

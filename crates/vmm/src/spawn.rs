@@ -14,8 +14,8 @@ use std::time::Duration;
 use banger_model::Security;
 
 use crate::cage::{self, Cage, Inside, Policy};
-use crate::process::{ChildExit, ProcessId, raw_pidfd, signal_pidfd, wait_pidfd, watch_fd};
-use crate::{Result, Signal, VmmError};
+use crate::process::{ProcessId, raw_pidfd, signal_pidfd, wait_pidfd, watch_fd};
+use crate::{ChildExit, Result, Signal, VmmError};
 
 /// A program to start on its own.
 #[derive(Debug)]

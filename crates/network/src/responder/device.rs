@@ -40,8 +40,8 @@ impl Device {
         }
     }
 
-    /// Leaves a frame to smoltcp, which is told the guest's hardware address first: it would ask for it, and drop an
-    /// answer meanwhile.
+    /// Leaves a frame to smoltcp, after the guest's hardware address: without it smoltcp would ask the guest, and drop
+    /// its answer in the meantime.
     pub(super) fn queue(&mut self, frame: Vec<u8>) {
         if self.received.len() < QUEUE {
             self.received.extend(introduction(&frame));
