@@ -51,7 +51,10 @@ share_toolchain() {
 add_user() {
 	local user="$1" home="$2" clone
 	step "the user $user in $home"
-	chroot "$root" useradd --create-home --home-dir "$home" --shell /bin/bash "$user"
+	# Subordinate ids that no user of the host has by default: a test that ends its user's processes finds them by their
+	# ids, in every pid namespace.
+	chroot "$root" useradd -K SUB_UID_MIN=300000000 -K SUB_GID_MIN=300000000 \
+		--create-home --home-dir "$home" --shell /bin/bash "$user"
 	if "$with_sudo"; then
 		printf '%s ALL=(ALL:ALL) NOPASSWD: ALL\n' "$user" >"$root/etc/sudoers.d/$user"
 	fi
