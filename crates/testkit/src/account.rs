@@ -207,19 +207,9 @@ fn end_all(account: &Account) {
     let _ = wait::until(Duration::from_secs(5), || processes(account).is_empty().then_some(()));
 }
 
-/// Everything that an account runs, also with its subordinate ids: pids and command lines.
+/// Everything that an account runs: pids and command lines. Not what has one of its subordinate ids: a user of a container
+/// may have the same, and the first process of each of our user namespaces has the account's own id.
 pub(crate) fn processes(account: &Account) -> Vec<(u32, String)> {
-    let mut ids = vec![account.uid..=account.uid];
-    for line in fs::read_to_string("/etc/subuid").unwrap_or_default().lines() {
-        // subuid(5): name, first id, count.
-        let fields: Vec<&str> = line.split(':').collect();
-        if let [name, first, count] = fields[..]
-            && name == account.name
-            && let (Ok(first), Ok(count @ 1..)) = (first.parse::<u32>(), count.parse::<u32>())
-        {
-            ids.push(first..=first.saturating_add(count - 1));
-        }
-    }
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
@@ -228,7 +218,7 @@ pub(crate) fn processes(account: &Account) -> Vec<(u32, String)> {
         let uid = field("Uid:").split_whitespace().next().and_then(|uid| uid.parse::<u32>().ok());
         // What has ended is for its parent to clear away.
         let ended = field("State:").trim_start().starts_with('Z');
-        if !ended && uid.is_some_and(|uid| ids.iter().any(|range| range.contains(&uid))) {
+        if !ended && uid == Some(account.uid) {
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
         }

@@ -82,7 +82,7 @@ pub const PLACES: &[Outside] = &[
         place: "/var/cache/banger-tests",
         what: "kernels and images for sandboxes, by user id, and the locks of the suite; for an ordinary user \
                $XDG_CACHE_HOME/banger-tests or ~/.cache/banger-tests; BANGER_TEST_CACHE in place of both",
-        until: "whoever wants the space: seeds that no test has used for long are replaced",
+        until: "somebody removes it, at any time; of each kind the three seeds that were used last are kept",
     },
     Outside {
         place: "/run/netns/bth<pid>-<n>, /run/netns/bto<pid>-<n>, /etc/netns/bth<pid>-<n>",
