@@ -2,6 +2,7 @@
 //! the VMM by socket pairs, so that they need no path and no root, and end when the VMM does.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -106,6 +107,9 @@ impl UserNetwork {
             let log = last_words();
             if log.is_empty() { error.into() } else { died(error.to_string(), log) }
         })?;
+        // While passt gets ready.
+        let reads = [spec.resolv.clone().into_os_string()];
+        let responder = companion(&spec, &spec.responder, responder_policy(&spec), [responder_end], reads)?;
         // Asked here, on the guard's side of it: the guest may be there already and would take the answer for its own.
         let addresses = GuestAddresses::of(&spec.vm_id);
         let answered = tokio::select! {
@@ -119,23 +123,28 @@ impl UserNetwork {
             return Err(died(how, last_words()));
         }
 
-        let mut responder =
-            Standalone::new(&spec.responder, &spec.log, dir).called(marked("banger-responder", &spec.vm_id));
-        let fd = responder.give(responder_end);
-        let responder = responder.args([fd.to_string().into(), spec.resolv.clone().into_os_string()]);
-        let responder = responder.caged(&spec.cage, responder_policy(&spec)).spawn()?;
-
-        let mut guard =
-            Standalone::new(&spec.guard, &spec.log, dir).called(marked("banger-netguard", &spec.vm_id));
-        let fds = [guard.give(guest_side), guard.give(guard_side), guard.give(guard_end)];
-        let guard = guard.args(fds.map(|fd| fd.to_string()));
-        let guard = guard.caged(&spec.cage, Policy::nothing(mark(&spec.vm_id))).spawn()?;
-
+        let nothing = Policy::nothing(mark(&spec.vm_id));
+        let guard = companion(&spec, &spec.guard, nothing, [guest_side, guard_side, guard_end], [])?;
         let security = [("passt", &passt), ("banger-responder", &responder), ("banger-netguard", &guard)];
         let security = security.map(|(name, spawned)| (name.to_owned(), spawned.security().clone())).into();
         let processes = [passt, responder, guard].map(stand_alone).into();
         Ok(UserNetworkHandle { processes, security })
     }
+}
+
+/// Starts one of our own programs. Its arguments are the numbers of the descriptors that it gets, and what follows them.
+fn companion<const N: usize, const M: usize>(
+    spec: &UserNetworkSpec,
+    program: &Path,
+    policy: Policy,
+    ends: [OwnedFd; N],
+    more: [OsString; M],
+) -> Result<Spawned> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let dir = spec.log.parent().unwrap_or(Path::new("/"));
+    let mut start = Standalone::new(program, &spec.log, dir).called(marked(&name, &spec.vm_id));
+    let numbers = ends.map(|end| start.give(end).to_string());
+    Ok(start.args(numbers).args(more).caged(&spec.cage, policy).spawn()?)
 }
 
 /// The responder asks the host's name servers, which it reads in a directory that is written from outside.
