@@ -3,22 +3,22 @@
 //! Owns /proc look-ups and pidfds. Must never signal a bare pid: every signal goes through a pidfd
 //! whose process was compared with the identity after the pidfd was opened.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use banger_model::VmId;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::{ChildExit, Result, VmmError};
+
+mod marked;
+
+pub use marked::{Marked, all_marked, find_marked, mark};
 
 /// One process in the history of one host: a pid alone is reused, a pid with its start time is not
 /// within one boot, and the boot id tells boots apart.
@@ -209,104 +209,11 @@ fn reap(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<ChildExit>> {
     }
 }
 
-const MARK: &str = "banger-vm-";
-
-/// The word that marks a VM's processes in their command lines.
-#[must_use]
-pub fn mark(id: &VmId) -> String {
-    format!("{MARK}{id}")
-}
-
-/// Running processes that carry a VM's mark: started for it, whether or not anybody wrote that
-/// down. Only session leaders whose command line has the mark as a whole word are taken, so that
-/// somebody's `grep` for it is not.
-///
-/// # Errors
-/// When /proc cannot be read.
-pub fn find_marked(id: &VmId) -> Result<Vec<ProcessId>> {
-    let mark = mark(id);
-    let proc = Path::new("/proc");
-    let mut found = Vec::new();
-    for entry in fs::read_dir(proc).map_err(VmmError::file("read", proc))?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
-        if !carries(&command_line, &mark) {
-            continue;
-        }
-        let leads = stat(pid).is_ok_and(|s| s.is_some_and(|s| s.session == pid));
-        if leads && let Some(process) = ProcessId::of(pid)? {
-            found.push(process);
-        }
-    }
-    Ok(found)
-}
-
-/// A running process that carries some VM's mark.
-#[derive(Debug, Clone)]
-pub struct Marked {
-    /// The VM it was started for.
-    pub vm: VmId,
-    /// It.
-    pub process: ProcessId,
-    /// Its working directory; of one that was removed, the path it had.
-    pub works_in: PathBuf,
-}
-
-/// Every running session leader of this user that carries a VM's mark and is at least so old, whichever installation
-/// it belongs to.
-///
-/// # Errors
-/// When /proc cannot be read.
-pub fn all_marked(age: Duration) -> Result<Vec<Marked>> {
-    let proc = Path::new("/proc");
-    let ours = rustix::process::geteuid().as_raw();
-    let mut found = Vec::new();
-    for entry in fs::read_dir(proc).map_err(VmmError::file("read", proc))?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        if !entry.metadata().is_ok_and(|m| m.uid() == ours) {
-            continue;
-        }
-        let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
-        let Some(vm) = marked_for(&command_line) else { continue };
-        let leads = stat(pid).is_ok_and(|s| s.is_some_and(|s| s.session == pid));
-        let Ok(works_in) = fs::read_link(entry.path().join("cwd")) else { continue };
-        let text = works_in.as_os_str().as_bytes();
-        let works_in = PathBuf::from(OsStr::from_bytes(text.strip_suffix(b" (deleted)").unwrap_or(text)));
-        if leads
-            && let Some(process) = ProcessId::of(pid)?
-            && process.age()? >= age
-        {
-            found.push(Marked { vm, process, works_in });
-        }
-    }
-    Ok(found)
-}
-
-/// The VM whose mark a command line carries.
-fn marked_for(command_line: &[u8]) -> Option<VmId> {
-    let id_of = |word: &[u8]| std::str::from_utf8(word).ok()?.strip_prefix(MARK)?.parse().ok();
-    let mut words = command_line.split(|b| *b == 0);
-    let first = words.next().unwrap_or_default();
-    let named = first.iter().rposition(|b| *b == b':').and_then(|colon| first.get(colon + 1..));
-    named.and_then(id_of).or_else(|| words.find_map(id_of))
-}
-
-/// Whether an argument is the mark itself, or the first is `PROGRAM:MARK` (for programs that have
-/// no option to carry a name).
-fn carries(command_line: &[u8], mark: &str) -> bool {
-    let mut words = command_line.split(|b| *b == 0);
-    let first = words.next().unwrap_or_default();
-    let named = first.rsplit(|b| *b == b':').next().unwrap_or_default();
-    (named != first && named == mark.as_bytes()) || words.any(|word| OsStr::from_bytes(word) == mark)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::marked::carries;
     use super::*;
+    use banger_model::VmId;
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command};
 
