@@ -130,7 +130,7 @@ impl Artifacts {
     /// # Errors
     /// When the directory cannot be read.
     pub(crate) fn has_kernel(&self, name: &KernelName) -> Result<bool> {
-        Ok(self.kernels.list()?.iter().any(|kernel| kernel.name == *name))
+        Ok(self.kernel_named(name)?.is_some())
     }
 
     /// Refuses to begin with an image or a kernel that this host has not the programs to make, and says which way is
@@ -268,8 +268,7 @@ impl Artifacts {
     /// # Errors
     /// `image_missing` with near names, `ambiguous`; whatever a pull fails with.
     pub(crate) async fn ensure_kernel(&self, op: &Op, name: &KernelName) -> Result<Kernel> {
-        let is_it = |k: &Kernel| k.name == *name;
-        if let Some(found) = self.kernels.list()?.into_iter().find(is_it) {
+        if let Some(found) = self.kernel_named(name)? {
             return Ok(found);
         }
         if !KernelStore::available().iter().any(|entry| entry.name == name.as_str()) {
@@ -336,6 +335,10 @@ impl Artifacts {
             }
             Err(error) => tracing::warn!(%error, "unused image files could not be listed"),
         }
+    }
+
+    fn kernel_named(&self, name: &KernelName) -> Result<Option<Kernel>> {
+        Ok(self.kernels.list()?.into_iter().find(|kernel| kernel.name == *name))
     }
 
     fn named(&self, name: &ImageName) -> Result<Option<Image>> {

@@ -200,9 +200,8 @@ impl Standalone {
                 // It ended between exec and here. Reap it, and let its log speak.
                 let why = end_child(pid);
                 let said = crate::console::tail_from(&self.log, 0, 2);
-                let missed = inside.explain(&said).into_iter().map(|line| format!("; {line}"));
-                let said = format!("; its last words: {}", said.join("; "));
-                let why = format!("it ended at once ({why}){}{said}", missed.collect::<String>());
+                let missed = missed(&inside, &said);
+                let why = format!("it ended at once ({why}){missed}; its last words: {}", said.join("; "));
                 Err(self.failed(io::Error::other(why)))
             }
         }
@@ -227,6 +226,11 @@ fn end_child(pid: u32) -> String {
     }
 }
 
+/// What a program may have missed in its cage, to follow how it ended.
+fn missed(inside: &Inside, log: &[String]) -> String {
+    inside.explain(log).into_iter().map(|line| format!("; {line}")).collect()
+}
+
 impl Spawned {
     /// Who it is.
     #[must_use]
@@ -245,8 +249,7 @@ impl Spawned {
     pub async fn post_mortem(mut self, limit: Duration, log: impl Fn() -> Vec<String>) -> Option<String> {
         let inside = std::mem::take(&mut self.inside);
         let exit = self.ended_within(limit).await?;
-        let missed = inside.explain(&log()).into_iter().map(|line| format!("; {line}"));
-        Some(format!("{exit}{}", missed.collect::<String>()))
+        Some(format!("{exit}{}", missed(&inside, &log())))
     }
 
     /// Waits for its end, and reaps nothing.
